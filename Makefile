@@ -1,0 +1,37 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# Two test processes with one thread each: more threads only compete.
+export OMP_NUM_THREADS = 1
+
+.PHONY: help venv lint test benchmark clean
+
+help:
+	@echo "make venv       install the package and its tools into .venv"
+	@echo "make lint       check style: ruff, yamllint"
+	@echo "make test       lint, then run all tests"
+	@echo "make benchmark  measure what early exits save"
+	@echo "make clean      remove .venv and caches"
+
+venv: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -e ".[dev]"
+	touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/yamllint --no-warnings .
+
+test: lint
+	$(BIN)/pytest -n 2
+
+benchmark: $(STAMP)
+	$(BIN)/python benchmarks/early_exit.py
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""Brains: small sb.Brain subclasses, one per kind of training."""
+
+from speechbrain_ee.brains.ctc import EarlyExitCTC
+
+__all__ = ["EarlyExitCTC"]

@@ -1,0 +1,423 @@
+"""A Brain that trains an encoder with CTC exits and evaluates the real loop.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import speechbrain as sb
+import torch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.checkpoints import average_checkpoints
+from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.logger import get_logger
+from tqdm.auto import tqdm
+
+from speechbrain_ee.analysis import TraceRecorder
+from speechbrain_ee.costs import ExitCosts
+from speechbrain_ee.exits import ExitSelector, NeverLeave, get_score
+from speechbrain_ee.heads import ExitOutput
+from speechbrain_ee.objectives import (
+    ctc_exit_losses,
+    frames_needed,
+    sum_exit_losses,
+)
+from speechbrain_ee.objectives.weights import uniform
+from speechbrain_ee.runtime import EarlyExitLoop
+
+logger = get_logger(__name__)
+
+
+class EarlyExitCTC(sb.Brain):
+    """Training with the sum of exit losses; evaluation of every exit.
+
+    Batches have ``id``, ``sig``, ``tokens`` and ``wrd``. The modules are
+    ``encoder`` (a LayerwiseEncoder) and ``exits`` (CTCHeads).
+
+    Arguments
+    ---------
+    tokenizer : SentencePiece
+        SpeechBrain's; turns labels into words.
+    exit_weights : callable
+        From exit layers to weights of their losses.
+    lr_annealing : callable, optional
+        As ``speechbrain.nnet.schedulers.NoamScheduler``; called every update.
+    wav_augment : torch.nn.Module, optional
+        As ``speechbrain.augment.augmenter.Augmenter``.
+    train_logger : TrainLogger, optional
+        As ``speechbrain.utils.train_logger.FileTrainLogger``.
+    epoch_counter : EpochCounter, optional
+        Whose current epoch is logged.
+    select_by : str
+        The figure on dev that chooses checkpoints: ``WER_mean`` over exits,
+        or ``WER_exit<k>`` of one.
+    average : int
+        How many of the best checkpoints are kept and averaged.
+    **kwargs
+        Those of ``speechbrain.Brain``.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        exit_weights=uniform,
+        lr_annealing=None,
+        wav_augment=None,
+        train_logger=None,
+        epoch_counter=None,
+        select_by: str = "WER_mean",
+        average: int = 1,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.tokenizer = tokenizer
+        self.lr_annealing = lr_annealing
+        self.wav_augment = wav_augment
+        self.train_logger = train_logger
+        self.epoch_counter = epoch_counter
+        self.average = average
+        # Kept as they are now, before DDP wraps what stands in modules.
+        self.encoder = self.modules.encoder
+        self.exits = self.modules.exits
+        self.exit_layers = self.exits.exit_layers
+        self.exit_weights = exit_weights(self.exit_layers)
+        figures = ["WER_mean", *(f"WER_exit{k}" for k in self.exit_layers)]
+        if select_by not in figures:
+            raise ValueError(
+                f"select_by: {select_by!r} is none of {', '.join(figures)}."
+            )
+        self.select_by = select_by
+        freeze_unread(self.encoder, self.exit_layers)
+
+    def compute_forward(self, batch, stage):
+        """Log-probabilities of every exit.
+
+        Arguments
+        ---------
+        batch : PaddedBatch
+            With ``sig``.
+        stage : Stage
+            Waveforms are augmented in training.
+
+        Returns
+        -------
+        log_probs : torch.Tensor
+            Shape (exits, batch, time, vocabulary).
+        frames : torch.Tensor
+            Real frames of each utterance, int64 of shape (batch,).
+        """
+        batch = batch.to(self.device)
+        wavs, wav_lens = batch.sig
+        if stage == sb.Stage.TRAIN and self.wav_augment is not None:
+            wavs, wav_lens = self.wav_augment(wavs, wav_lens)
+        states, frames = self.modules.encoder(
+            wavs,
+            wav_lens,
+            layers=self.exit_layers,
+            normed=self.exits.normed_layers,
+        )
+        return self.modules.exits(states), frames
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Weighted sum of the exit losses; outside training, errors too.
+
+        Arguments
+        ---------
+        predictions : tuple
+            From ``compute_forward``.
+        batch : PaddedBatch
+            With ``id``, ``tokens`` and ``wrd``.
+        stage : Stage
+            Of the experiment.
+
+        Returns
+        -------
+        torch.Tensor
+            A scalar.
+        """
+        log_probs, frames = predictions
+        tokens, token_lens = batch.tokens
+        token_counts = (token_lens * tokens.shape[1]).round().long()
+        if stage == sb.Stage.TRAIN and self.wav_augment is not None:
+            tokens = self.wav_augment.replicate_labels(tokens)
+            token_counts = self.wav_augment.replicate_labels(token_counts)
+        losses = ctc_exit_losses(
+            log_probs, frames, tokens, token_counts, self.exits.blank_index
+        )
+        if stage != sb.Stage.TRAIN:
+            targets = [words.split() for words in batch.wrd]
+            for k, stats in self.error_rates.items():
+                output = ExitOutput(
+                    log_probs[self.exit_layers.index(k)],
+                    frames,
+                    exit_layer=k,
+                    blank_index=self.exits.blank_index,
+                )
+                hyps = self.decode(output.hypotheses)
+                stats.append(batch.id, [h.split() for h in hyps], targets)
+        return sum_exit_losses(losses, token_counts, self.exit_weights)
+
+    def decode(self, hypotheses: Sequence[Sequence[int]]) -> list[str]:
+        """Transcripts of label sequences.
+
+        Arguments
+        ---------
+        hypotheses : sequence of sequence of int
+            Without blanks.
+
+        Returns
+        -------
+        list of str
+            Words, separated by spaces.
+        """
+        return [self.tokenizer.sp.decode_ids(list(h)) for h in hypotheses]
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Update the learning rate."""
+        if should_step and self.lr_annealing is not None:
+            self.lr_annealing(self.optimizer)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Fresh error counts."""
+        if stage != sb.Stage.TRAIN:
+            self.error_rates = {
+                k: self.hparams.error_rate_computer() for k in self.exit_layers
+            }
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Log every exit, and keep the best checkpoints by dev."""
+        if stage == sb.Stage.TRAIN:
+            self.train_loss = stage_loss
+            return
+        rates = {
+            f"WER_exit{k}": stats.summarize("error_rate")
+            for k, stats in self.error_rates.items()
+        }
+        rates["WER_mean"] = sum(rates.values()) / len(rates)
+        stats = {"loss": stage_loss, **rates}
+        if stage == sb.Stage.TEST:
+            self.log(
+                {"Epoch loaded": self.epoch_counter.current}, test_stats=stats
+            )
+            return
+        self.log(
+            {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]},
+            train_stats={"loss": self.train_loss},
+            valid_stats=stats,
+        )
+        self.checkpointer.save_and_keep_only(
+            meta={"epoch": epoch, **rates},
+            min_keys=[self.select_by],
+            num_to_keep=self.average,
+        )
+
+    def log(self, meta: dict, **stats: dict) -> None:
+        """Write figures to the train log.
+
+        Arguments
+        ---------
+        meta : dict
+            E.g. the epoch.
+        **stats : dict
+            ``train_stats``, ``valid_stats`` or ``test_stats``.
+        """
+        if self.train_logger is not None:
+            run_on_main(self.train_logger.log_stats, [meta], stats)
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Load the average of the best checkpoints."""
+        super().on_evaluate_start(max_key=max_key, min_key=min_key)
+        if self.average < 2 or self.checkpointer is None:
+            return
+        best = self.checkpointer.find_checkpoints(
+            min_key=self.select_by, max_num_checkpoints=self.average
+        )
+        for name in ("encoder", "exits"):
+            weights = average_checkpoints(best, name)
+            getattr(self, name).load_state_dict(weights)
+
+    def check_targets(self, dataset: DynamicItemDataset) -> None:
+        """Raise before training if a target cannot fit its frames.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With the items ``id``, ``duration`` (s) and ``tokens``.
+
+        Raises
+        ------
+        ValueError
+            Naming the utterances and what can be done.
+        """
+        with dataset.output_keys_as(["id", "duration", "tokens"]):
+            items = list(dataset)
+        samples = torch.tensor([float(x["duration"]) for x in items])
+        samples = (samples * self.hparams.sample_rate).round().long()
+        frames = self.encoder.frames_of(samples).tolist()
+        short = []
+        for item, given in zip(items, frames):
+            count = torch.tensor([len(item["tokens"])])
+            needed = int(frames_needed(item["tokens"][None], count))
+            if needed > given:
+                short.append(f"{item['id']} ({given} frames, {needed} needed)")
+        if short:
+            raise ValueError(
+                f"{len(short)} targets are longer than CTC can spell in the "
+                f"frames of their utterances: {', '.join(short[:5])}. Leave "
+                "these out when the data is prepared, sub-sample less, or use "
+                "a larger vocabulary of sub-word units."
+            )
+
+    def evaluate_exits(
+        self,
+        dataset: DynamicItemDataset,
+        name: str,
+        folder: str | Path,
+        scores: Sequence = (),
+        selectors: Mapping[str, ExitSelector] | None = None,
+        loader_kwargs: Mapping | None = None,
+    ) -> pd.DataFrame:
+        """Score every exit, then run the real loop with each selector.
+
+        Writes ``wer_<name>_exit<layer>.txt``, ``traces_<name>.csv`` and
+        ``curve_<name>.csv`` into the folder, with the best checkpoint on dev.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With ``id``, ``sig``, ``wrd`` and ``spk_id``.
+        name : str
+            Of the set.
+        folder : str or Path
+            Where the files go.
+        scores : sequence
+            What ``get_score`` takes; each is traced at every exit.
+        selectors : mapping, optional
+            Name to ExitSelector.
+        loader_kwargs : mapping, optional
+            For the data loader.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The curve: a row per selector, full depth first.
+        """
+        self.on_evaluate_start(min_key=self.select_by)
+        self.modules.eval()
+        loader = self.make_dataloader(
+            dataset,
+            sb.Stage.TEST,
+            **{**(loader_kwargs or {}), "ckpt_prefix": None},
+        )
+        costs = ExitCosts(self.encoder, self.exits)
+        with dataset.output_keys_as(["id", "wrd", "spk_id"]):
+            items = {item["id"]: item for item in dataset}
+        references = {i: item["wrd"] for i, item in items.items()}
+        recorder = TraceRecorder(
+            self.exit_layers,
+            [get_score(score) for score in scores],
+            self.decode,
+            references,
+            {"speaker": {i: item["spk_id"] for i, item in items.items()}},
+        )
+        curve = []
+        for label, selector in {
+            "full depth": NeverLeave(),
+            **(selectors or {}),
+        }.items():
+            traced = label == "full depth"
+            loop = EarlyExitLoop(
+                self.encoder,
+                self.exits,
+                selector,
+                costs,
+                watched=recorder.scores if traced else (),
+            )
+            curve.append(
+                self._run_loop(
+                    loop, loader, label, references, recorder if traced else None
+                )
+            )
+        curve = pd.DataFrame(curve)
+        rates = {
+            f"WER_exit{k}": stats.summarize("error_rate")
+            for k, stats in recorder.error_rates.items()
+        }
+        self.log({"set": name}, test_stats=rates)
+        if if_main_process():
+            recorder.write(folder, name)
+            curve.to_csv(Path(folder) / f"curve_{name}.csv", index=False)
+        return curve
+
+    def _run_loop(self, loop, loader, label, references, on_exit) -> dict:
+        """One row of the curve: the real loop over a whole set."""
+        stats = self.hparams.error_rate_computer()
+        left = []
+        for step, batch in enumerate(
+            tqdm(loader, desc=label, disable=self.noprogressbar), start=1
+        ):
+            batch = batch.to(self.device)
+            with self.evaluation_ctx:
+                account = loop(*batch.sig, ids=batch.id, on_exit=on_exit)
+            stats.append(
+                batch.id,
+                [h.split() for h in self.decode(account.hypotheses)],
+                [references[i].split() for i in batch.id],
+            )
+            left.append(account)
+            if self.debug and step == self.debug_batches:
+                break
+        exits = torch.cat([a.exit_layer for a in left]).double()
+        frames = torch.cat([a.frames for a in left]).double()
+        return {
+            "selector": label,
+            "mean_exit_layer": exits.mean().item(),
+            "frame_weighted_exit_layer": (
+                (exits * frames).sum() / frames.sum()
+            ).item(),
+            "mean_layers_run": torch.cat([a.layers_run for a in left])
+            .double()
+            .mean()
+            .item(),
+            "error_rate": stats.summarize("error_rate"),
+            "macs": torch.cat([a.macs for a in left]).mean().item(),
+            "seconds": torch.cat([a.seconds for a in left]).sum().item(),
+            "front_end_seconds": sum(a.front_end_seconds for a in left),
+        }
+
+
+def freeze_unread(encoder, exit_layers: Sequence[int]) -> None:
+    """Freeze layers that no exit reads, and say so.
+
+    Arguments
+    ---------
+    encoder : LayerwiseEncoder
+        Its layers behind the last exit never run.
+    exit_layers : sequence of int
+        Rising.
+
+    Raises
+    ------
+    ValueError
+        If an exit lies outside the encoder.
+    """
+    last = exit_layers[-1]
+    if last > encoder.num_layers:
+        raise ValueError(
+            f"exit_layers: {list(exit_layers)} lie outside an encoder of "
+            f"{encoder.num_layers} layers."
+        )
+    if last < encoder.num_layers:
+        logger.warning(
+            "The last exit stands at layer %d of %d: the layers behind it are "
+            "neither trained nor run. End exit_layers with %d to use them.",
+            last,
+            encoder.num_layers,
+            encoder.num_layers,
+        )
+        encoder.layers[last:].requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Corpora: small ones, made on the spot in the layouts of the real ones."""

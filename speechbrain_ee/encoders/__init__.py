@@ -1,0 +1,15 @@
+"""Encoders: the only place that knows how a backbone is wired."""
+
+from speechbrain_ee.encoders.base import (
+    EncoderState,
+    LayerwiseEncoder,
+    check_layers,
+)
+from speechbrain_ee.encoders.speechbrain import SpeechBrainEncoder
+
+__all__ = [
+    "EncoderState",
+    "LayerwiseEncoder",
+    "SpeechBrainEncoder",
+    "check_layers",
+]

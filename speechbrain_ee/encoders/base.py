@@ -1,0 +1,357 @@
+"""One step API for every backbone: begin, step, rows that can leave.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class EncoderState:
+    """Where a batch of utterances stands inside an encoder.
+
+    Arguments
+    ---------
+    hidden : torch.Tensor
+        Output of the last layer that ran, before any final norm, of shape
+        (batch, time, channel).
+    frames : torch.Tensor
+        Real frames of each utterance, int64 of shape (batch,), on the CPU.
+    layer : int
+        How deep it is: 0 = front-end output, k = after layer k.
+    context : dict
+        What the layers need beside ``hidden``; the encoder that made the state
+        is the only reader.
+    """
+
+    hidden: torch.Tensor
+    frames: torch.Tensor
+    layer: int = 0
+    context: dict[str, torch.Tensor | None] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of utterances."""
+        return len(self.frames)
+
+    @property
+    def padded(self) -> bool:
+        """Whether any utterance is shorter than the batch."""
+        return bool((self.frames < self.hidden.shape[1]).any())
+
+
+class LayerwiseEncoder(torch.nn.Module, ABC):
+    """A speech encoder whose layers can be run one at a time.
+
+    In training, ``forward`` gives the states at the asked layers in one call.
+    In inference, ``begin``, ``step`` and ``keep`` walk the same layers while
+    utterances leave the batch. In evaluation mode each utterance of a padded
+    batch gets what the stock model computes for it alone.
+
+    Subclasses are the only place that knows how a backbone is wired. They set
+    ``output_size`` and write the abstract methods.
+    """
+
+    output_size: int
+
+    def __init__(self):
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_check_same_layers)
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the encoder has."""
+        return len(self.layers)
+
+    @property
+    @abstractmethod
+    def layers(self) -> torch.nn.ModuleList:
+        """The stock model's layers, first to last."""
+
+    @abstractmethod
+    def frames_of(self, samples: torch.Tensor) -> torch.Tensor:
+        """How many frames are left of waveforms.
+
+        Arguments
+        ---------
+        samples : torch.Tensor
+            Samples of each utterance, int64 of any shape.
+
+        Returns
+        -------
+        torch.Tensor
+            int64 of the same shape, 0 where an utterance is too short.
+        """
+
+    @abstractmethod
+    def begin(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
+    ) -> EncoderState:
+        """Run the front end and all that comes before the first layer.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at the encoder's sample rate, of shape (batch, samples).
+        wav_lens : torch.Tensor, optional
+            Lengths relative to the longest, of shape (batch,).
+
+        Returns
+        -------
+        EncoderState
+            The state at layer 0.
+
+        Raises
+        ------
+        ValueError
+            If an utterance is too short to leave any frame.
+        """
+
+    @abstractmethod
+    def step(self, state: EncoderState) -> EncoderState:
+        """Run the next layer.
+
+        Arguments
+        ---------
+        state : EncoderState
+            The state at some layer k.
+
+        Returns
+        -------
+        EncoderState
+            The state at layer k + 1.
+        """
+
+    @abstractmethod
+    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the stock encoder does after its last layer.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            A state of shape (batch, time, channel).
+
+        Returns
+        -------
+        torch.Tensor
+            The same shape; the state itself for post-norm backbones.
+        """
+
+    @abstractmethod
+    def make_context(
+        self, hidden: torch.Tensor, frames: torch.Tensor
+    ) -> dict[str, torch.Tensor | None]:
+        """Masks and positions for a batch of this shape."""
+
+    def keep_context(
+        self,
+        context: dict[str, torch.Tensor | None],
+        hidden: torch.Tensor,
+        frames: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> dict[str, torch.Tensor | None]:
+        """The context for fewer and perhaps shorter utterances.
+
+        Made anew unless the subclass knows how to cut the old one.
+        """
+        return self.make_context(hidden, frames)
+
+    def keep(
+        self, state: EncoderState, rows: Sequence[int] | torch.Tensor
+    ) -> EncoderState:
+        """Let all other utterances leave the batch.
+
+        Arguments
+        ---------
+        state : EncoderState
+            The state of the running batch.
+        rows : sequence of int
+            Positions of the utterances that stay.
+
+        Returns
+        -------
+        EncoderState
+            Their state; padding that none of them needs is cut off.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        frames = state.frames[rows]
+        rows = rows.to(state.hidden.device)
+        hidden = state.hidden[:, : int(frames.max())].index_select(0, rows)
+        context = self.keep_context(state.context, hidden, frames, rows)
+        return replace(state, hidden=hidden, frames=frames, context=context)
+
+    def forward(
+        self,
+        wavs: torch.Tensor,
+        wav_lens: torch.Tensor | None = None,
+        layers: Sequence[int] | None = None,
+        normed: Collection[int] | None = None,
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """States at the asked layers; nothing deeper than the last one runs.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms of shape (batch, samples).
+        wav_lens : torch.Tensor, optional
+            Lengths relative to the longest, of shape (batch,).
+        layers : sequence of int, optional
+            Rising indices, 0 for the front-end output (default: all, 0 to the
+            last).
+        normed : collection of int, optional
+            Those of ``layers`` at which the encoder's final norm is applied
+            (default: none).
+
+        Returns
+        -------
+        states : list of torch.Tensor
+            One state of shape (batch, time, channel) per asked layer.
+        frames : torch.Tensor
+            Real frames of each utterance, int64 of shape (batch,), on the CPU.
+        """
+        layers = range(self.num_layers + 1) if layers is None else layers
+        normed = () if normed is None else normed
+        check_layers(layers, self.num_layers, first=0)
+        state = self.begin(wavs, wav_lens)
+        states = []
+        for layer in layers:
+            while state.layer < layer:
+                state = self.step(state)
+            hidden = state.hidden
+            states.append(self.final_norm(hidden) if layer in normed else hidden)
+        return states, state.frames
+
+
+def _check_same_layers(encoder, state_dict, prefix, *_):
+    """Say how many layers differ, before torch lists missing keys."""
+    pattern = re.compile(re.escape(prefix) + r".*\bencoder\.layers\.(\d+)\.")
+    found = {int(m[1]) for m in map(pattern.match, state_dict) if m}
+    if found and len(found) != encoder.num_layers:
+        raise ValueError(
+            f"This checkpoint has {len(found)} encoder layers, the model "
+            f"{encoder.num_layers}. Set the same number of layers as when it "
+            "was trained."
+        )
+
+
+def check_layers(
+    layers: Sequence[int], num_layers: int, first: int = 1
+) -> None:
+    """Raise unless the layers rise strictly and lie inside the encoder.
+
+    Arguments
+    ---------
+    layers : sequence of int
+        Layer indices.
+    num_layers : int
+        Layers of the encoder.
+    first : int
+        The lowest index allowed.
+
+    Raises
+    ------
+    ValueError
+        Naming the layers at fault and the range.
+
+    Example
+    -------
+    >>> check_layers([2, 4, 6], num_layers=6)
+    >>> check_layers([2, 2, 8], num_layers=6)
+    Traceback (most recent call last):
+      ...
+    ValueError: Layers [2, 2, 8]: 8 outside 1 to 6.
+    """
+    layers = list(layers)
+    outside = [k for k in layers if not first <= k <= num_layers]
+    if not layers:
+        raise ValueError("At least one layer must be named.")
+    if outside:
+        raise ValueError(
+            f"Layers {layers}: {', '.join(map(str, outside))} outside "
+            f"{first} to {num_layers}."
+        )
+    if any(b <= a for a, b in zip(layers, layers[1:])):
+        raise ValueError(
+            f"Layers {layers}: each must be deeper than the one before it."
+        )
+
+
+def sample_counts(
+    wavs: torch.Tensor, wav_lens: torch.Tensor | None
+) -> torch.Tensor:
+    """Relative lengths as whole numbers of samples.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        Waveforms of shape (batch, samples).
+    wav_lens : torch.Tensor, optional
+        Lengths relative to the longest, of shape (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        int64 of shape (batch,), on the CPU.
+
+    Example
+    -------
+    >>> sample_counts(torch.zeros(2, 10), torch.tensor([1.0, 0.7])).tolist()
+    [10, 7]
+    """
+    if wav_lens is None:
+        return torch.full((len(wavs),), wavs.shape[1], dtype=torch.long)
+    return (wav_lens.double().cpu() * wavs.shape[1]).round().long()
+
+
+def check_frames(
+    frames: torch.Tensor, samples: torch.Tensor, least: int = 1
+) -> None:
+    """Raise if an utterance is too short for the encoder.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Frames of each utterance, int64 of shape (batch,).
+    samples : torch.Tensor
+        Samples of each utterance, int64 of shape (batch,).
+    least : int
+        The fewest frames that the encoder can take.
+
+    Raises
+    ------
+    ValueError
+        Naming the utterance by its position in the batch.
+    """
+    for row in (frames < least).nonzero().flatten().tolist():
+        raise ValueError(
+            f"Utterance {row} of the batch has {int(samples[row])} samples: "
+            f"{int(frames[row])} frames are left of it, and the encoder needs "
+            f"{least}. Leave such utterances out when the data is prepared "
+            "(min_duration)."
+        )
+
+
+def padding_mask(hidden: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """True at padded frames.
+
+    Arguments
+    ---------
+    hidden : torch.Tensor
+        A state of shape (batch, time, channel).
+    frames : torch.Tensor
+        Real frames of each utterance, int64 of shape (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        bool of shape (batch, time), on the device of ``hidden``.
+    """
+    time = torch.arange(hidden.shape[1], device=hidden.device)
+    return time >= frames.to(hidden.device)[:, None]

@@ -1,0 +1,268 @@
+"""Wav2Vec2, HuBERT and WavLM from Hugging Face, layer by layer.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    PretrainedConfig,
+)
+
+from speechbrain_ee.encoders.base import (
+    EncoderState,
+    LayerwiseEncoder,
+    check_frames,
+    padding_mask,
+    sample_counts,
+)
+
+MODEL_TYPES = ("hubert", "wav2vec2", "wavlm")
+
+
+class HuggingFaceEncoder(LayerwiseEncoder):
+    """A self-supervised encoder; ``model`` is the stock Hugging Face model.
+
+    Every layer runs in training too: LayerDrop would make the number of a layer
+    mean nothing, so the configuration's ``layerdrop`` is not used.
+
+    Arguments
+    ---------
+    source : str
+        A hub name, a local folder in Hugging Face format or, without
+        pretrained weights, just ``wav2vec2``, ``hubert`` or ``wavlm`` for the
+        base configuration of that model.
+    pretrained : bool
+        Whether to load weights; random ones otherwise.
+    save_path : str, optional
+        Where downloads are kept (default: Hugging Face's own cache).
+    freeze : bool
+        Whether nothing is trained; then evaluation mode stays on, without
+        dropout, also inside a training Brain.
+    freeze_feature_extractor : bool
+        Whether the convolutional front end is not trained.
+    normalize_wav : bool, optional
+        Whether each waveform is brought to zero mean and unit variance
+        (default: what the pretrained model's preprocessor says; else True).
+    apply_spec_augment : bool
+        Whether states are masked before the first layer in training.
+    config : dict, optional
+        Entries of the model configuration to set, e.g. ``num_hidden_layers``.
+
+    Example
+    -------
+    >>> small = {"num_hidden_layers": 2, "hidden_size": 32}
+    >>> small |= {"num_attention_heads": 4, "intermediate_size": 64}
+    >>> encoder = HuggingFaceEncoder("wavlm", pretrained=False, config=small)
+    >>> wavs, wav_lens = torch.randn(2, 8000), torch.tensor([1.0, 0.5])
+    >>> states, frames = encoder.eval()(wavs, wav_lens)
+    >>> len(states), frames.tolist(), states[2].shape
+    (3, [24, 12], torch.Size([2, 24, 32]))
+    """
+
+    def __init__(
+        self,
+        source: str,
+        pretrained: bool = True,
+        save_path: str | None = None,
+        freeze: bool = False,
+        freeze_feature_extractor: bool = True,
+        normalize_wav: bool | None = None,
+        apply_spec_augment: bool = False,
+        config: dict | None = None,
+    ):
+        super().__init__()
+        # Eager attention of two model types and sdpa of the third both take
+        # the additive mask made below; flash attention does not.
+        settings = {
+            "layerdrop": 0.0,
+            "apply_spec_augment": apply_spec_augment,
+            **(config or {}),
+        }
+        model_config = _load_config(source, pretrained, save_path, settings)
+        if pretrained:
+            self.model = AutoModel.from_pretrained(
+                source, config=model_config, cache_dir=save_path
+            )
+            if normalize_wav is None:
+                normalize_wav = AutoFeatureExtractor.from_pretrained(
+                    source, cache_dir=save_path
+                ).do_normalize
+        else:
+            self.model = AutoModel.from_config(model_config)
+        self.normalize_wav = normalize_wav is not False
+        self.stable_layer_norm = model_config.do_stable_layer_norm
+        self.output_size = model_config.hidden_size
+
+        self.freeze = freeze
+        if freeze:
+            self.model.requires_grad_(False)
+        if freeze_feature_extractor:
+            self.model.feature_extractor._freeze_parameters()
+        masked = model_config.mask_time_prob or model_config.mask_feature_prob
+        if masked and not apply_spec_augment:
+            # Never used then, and DDP waits for unused parameters.
+            self.model.masked_spec_embed.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        """Training mode, except for a frozen model."""
+        return super().train(mode and not self.freeze)
+
+    @property
+    def layers(self):
+        """See ``LayerwiseEncoder.layers``."""
+        return self.model.encoder.layers
+
+    def frames_of(self, samples):
+        """See ``LayerwiseEncoder.frames_of``."""
+        frames = self.model._get_feat_extract_output_lengths(samples)
+        return frames.clamp_min(0)
+
+    def begin(self, wavs, wav_lens=None):
+        """See ``LayerwiseEncoder.begin``."""
+        samples = sample_counts(wavs, wav_lens)
+        frames = self.frames_of(samples)
+        check_frames(frames, samples)
+        features = self._extract_features(wavs, samples)[:, : int(frames.max())]
+        hidden = self.model.feature_projection(features)
+        if isinstance(hidden, tuple):  # with the un-projected features
+            hidden = hidden[0]
+        mask = padding_mask(hidden, frames)
+        hidden = self.model._mask_hidden_states(
+            hidden, attention_mask=(~mask).long()
+        )
+        encoder = self.model.encoder
+        hidden = hidden.masked_fill(mask[..., None], 0.0)
+        hidden = hidden + encoder.pos_conv_embed(hidden)
+        if not self.stable_layer_norm:
+            hidden = encoder.layer_norm(hidden)
+        hidden = encoder.dropout(hidden)
+        return EncoderState(
+            hidden, frames, context=self.make_context(hidden, frames)
+        )
+
+    def _extract_features(self, wavs, samples):
+        """Convolutional features (batch, time, channel) of real samples."""
+        padded = bool((samples < wavs.shape[1]).any())
+        if self.normalize_wav:
+            wavs = _normalize(wavs, samples)
+        if padded and self.model.config.feat_extract_norm == "group":
+            # The group norm looks over all of time: one utterance at a time.
+            parts = [
+                self.model.feature_extractor(wav[None, :n])[0].T
+                for wav, n in zip(wavs, samples.tolist())
+            ]
+            return pad_sequence(parts, batch_first=True)
+        return self.model.feature_extractor(wavs).transpose(1, 2)
+
+    def make_context(self, hidden, frames):
+        """See ``LayerwiseEncoder.make_context``."""
+        bias = None
+        if self.model.config.model_type == "wavlm":
+            # Made in layer 1 by the stock model and handed on; made here, so
+            # that layer 1 is a layer like any other.
+            batch, time, _ = hidden.shape
+            attention = self.layers[0].attention
+            bias = attention.compute_bias(time, time).repeat(batch, 1, 1)
+        return {"mask": self._attention_mask(hidden, frames), "bias": bias}
+
+    def keep_context(self, context, hidden, frames, rows):
+        """See ``LayerwiseEncoder.keep_context``."""
+        bias, time = context["bias"], hidden.shape[1]
+        if bias is not None:
+            heads = self.model.config.num_attention_heads
+            bias = bias.unflatten(0, (-1, heads))[rows, :, :time, :time]
+            bias = bias.flatten(0, 1)
+        return {"mask": self._attention_mask(hidden, frames), "bias": bias}
+
+    def _attention_mask(self, hidden, frames):
+        """None without padding; else as the model's attention wants it."""
+        if not bool((frames < hidden.shape[1]).any()):
+            return None
+        mask = padding_mask(hidden, frames)
+        if self.model.config.model_type == "wavlm":
+            return (~mask).long()
+        lowest = torch.finfo(hidden.dtype).min
+        return hidden.new_zeros(()).masked_fill(mask, lowest)[:, None, None]
+
+    def step(self, state):
+        """See ``LayerwiseEncoder.step``."""
+        layer = self.layers[state.layer]
+        mask, bias = state.context["mask"], state.context["bias"]
+        if bias is None:
+            hidden = layer(state.hidden, attention_mask=mask)
+        else:
+            hidden = layer(
+                state.hidden, attention_mask=mask, position_bias=bias
+            )
+        if isinstance(hidden, tuple):
+            hidden = hidden[0]
+        return replace(state, hidden=hidden, layer=state.layer + 1)
+
+    def final_norm(self, hidden):
+        """See ``LayerwiseEncoder.final_norm``."""
+        if self.stable_layer_norm:
+            return self.model.encoder.layer_norm(hidden)
+        return hidden
+
+
+def _normalize(wavs: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit variance over real samples, zeros behind them."""
+    time = torch.arange(wavs.shape[1], device=wavs.device)
+    real = time < samples.to(wavs.device)[:, None]
+    count = samples.to(wavs.device)[:, None]
+    mean = (wavs * real).sum(dim=1, keepdim=True) / count
+    centred = (wavs - mean) * real
+    variance = centred.square().sum(dim=1, keepdim=True) / count
+    return centred / (variance + 1e-7).sqrt()  # as transformers normalises
+
+
+def _load_config(
+    source: str, pretrained: bool, save_path: str | None, settings: dict
+) -> PretrainedConfig:
+    """The model configuration, or an error that says how to get one."""
+    if not pretrained and source in MODEL_TYPES:
+        return CONFIG_MAPPING[source](**settings)
+    if not os.path.isdir(source) and (
+        source.startswith((".", "/", "~")) or source.count("/") != 1
+    ):
+        raise FileNotFoundError(
+            f"source: {source!r} is no folder here, nor a hub name "
+            "(owner/model). Give a folder in Hugging Face format (config.json, "
+            "preprocessor_config.json, model.safetensors), or one of "
+            f"{', '.join(MODEL_TYPES)} with pretrained: False."
+        )
+    try:
+        config = AutoConfig.from_pretrained(
+            source, cache_dir=save_path, **settings
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"source: {source!r} cannot be loaded: there is no such folder "
+            "with a config.json, and the hub did not give it (offline?). On a "
+            "machine with a network, download it with 'hf download "
+            f"{source} --local-dir FOLDER', and give that folder as source."
+        ) from error
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"source: {source!r} is a {config.model_type!r} model; known are "
+            f"{', '.join(MODEL_TYPES)}."
+        )
+    if getattr(config, "add_adapter", False):
+        raise ValueError(
+            f"source: {source!r} has an adapter behind its last layer "
+            "(add_adapter), which an exit cannot read. Set add_adapter: False "
+            "under config."
+        )
+    return config

@@ -1,0 +1,59 @@
+"""Exits: scores of an exit's reading, and selectors of who leaves there.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from speechbrain_ee.exits.nbest import ctc_nbest
+from speechbrain_ee.exits.scores import (
+    SCORES,
+    Score,
+    frame_entropy,
+    get_score,
+    hypothesis_posterior,
+    kl_to_previous,
+    margin,
+    max_probability,
+    score,
+    sentence_confidence,
+    state_similarity,
+)
+from speechbrain_ee.exits.selectors import (
+    SELECTORS,
+    ExitSelector,
+    FixedLayer,
+    MaxLayers,
+    MaxMacs,
+    NeverLeave,
+    Oracle,
+    Patience,
+    RandomExit,
+    Threshold,
+    get_selector,
+)
+
+__all__ = [
+    "SCORES",
+    "SELECTORS",
+    "ExitSelector",
+    "FixedLayer",
+    "MaxLayers",
+    "MaxMacs",
+    "NeverLeave",
+    "Oracle",
+    "Patience",
+    "RandomExit",
+    "Score",
+    "Threshold",
+    "ctc_nbest",
+    "frame_entropy",
+    "get_score",
+    "get_selector",
+    "hypothesis_posterior",
+    "kl_to_previous",
+    "margin",
+    "max_probability",
+    "score",
+    "sentence_confidence",
+    "state_similarity",
+]

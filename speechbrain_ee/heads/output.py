@@ -1,0 +1,126 @@
+"""What one exit says about a batch: the only thing a score ever sees.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+
+@dataclass
+class ExitOutput:
+    """The reading of one exit for the utterances that are still running.
+
+    Arguments
+    ---------
+    log_probs : torch.Tensor
+        Log-probabilities of shape (batch, time, vocabulary), float32.
+    frames : torch.Tensor
+        Number of real frames of each utterance, int64 of shape (batch,), on
+        the CPU, so that reading it never waits for a GPU.
+    exit_layer : int
+        Index of the encoder layer read out (k = after layer k).
+    blank_index : int
+        Index of the CTC blank.
+    ids : list of str, optional
+        Names of the utterances.
+    hidden : torch.Tensor, optional
+        The state that the head read, of shape (batch, time, channel).
+    previous : ExitOutput, optional
+        What the exit before this one said about the same utterances.
+
+    Example
+    -------
+    >>> log_probs = torch.tensor([[[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]]]).log()
+    >>> output = ExitOutput(
+    ...     log_probs, torch.tensor([3]), exit_layer=2, blank_index=0
+    ... )
+    >>> output.hypotheses
+    [(1, 1)]
+    >>> output.keep([0]).exit_layer
+    2
+    """
+
+    log_probs: torch.Tensor
+    frames: torch.Tensor
+    exit_layer: int
+    blank_index: int = 0
+    ids: list[str] | None = None
+    hidden: torch.Tensor | None = None
+    previous: ExitOutput | None = None
+
+    def __len__(self) -> int:
+        """The number of utterances."""
+        return len(self.frames)
+
+    @cached_property
+    def frames_on_device(self) -> torch.Tensor:
+        """``frames`` beside the log-probabilities, int64 of shape (batch,)."""
+        return self.frames.to(self.log_probs.device)
+
+    @cached_property
+    def mask(self) -> torch.Tensor:
+        """True at real frames, of shape (batch, time)."""
+        time = torch.arange(
+            self.log_probs.shape[1], device=self.log_probs.device
+        )
+        return time < self.frames_on_device[:, None]
+
+    @cached_property
+    def greedy(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The most probable label of each frame, repeats and blanks removed.
+
+        Returns
+        -------
+        tokens : torch.Tensor
+            The labels of all utterances one after another, int64 of shape
+            (sum of counts,).
+        counts : torch.Tensor
+            How many of them belong to each utterance, int64 of shape (batch,).
+        """
+        path = self.log_probs.argmax(dim=-1)
+        starts = torch.ones_like(path, dtype=torch.bool)
+        starts[:, 1:] = path[:, 1:] != path[:, :-1]
+        spoken = starts & (path != self.blank_index) & self.mask
+        return path[spoken], spoken.sum(dim=1)
+
+    @cached_property
+    def hypotheses(self) -> list[tuple[int, ...]]:
+        """The greedy transcript of each utterance as label indices."""
+        tokens, counts = (part.cpu() for part in self.greedy)
+        return [
+            tuple(part.tolist()) for part in tokens.split(counts.tolist())
+        ]
+
+    def keep(self, rows, history: int = 0) -> ExitOutput:
+        """The same reading for some of its utterances.
+
+        Arguments
+        ---------
+        rows : list of int or torch.Tensor
+            Positions of the utterances to keep, in the order wanted.
+        history : int
+            How many earlier exits to keep behind it.
+
+        Returns
+        -------
+        ExitOutput
+            A new object; the old one is left alone.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        on_device = rows.to(self.log_probs.device)
+        return replace(
+            self,
+            log_probs=self.log_probs[on_device],
+            frames=self.frames[rows],
+            ids=None if self.ids is None else [self.ids[i] for i in rows],
+            hidden=None if self.hidden is None else self.hidden[on_device],
+            previous=self.previous.keep(rows, history - 1)
+            if self.previous is not None and history > 0
+            else None,
+        )

@@ -1,0 +1,229 @@
+"""The one loop: run layers, read exits, let decided utterances leave.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from speechbrain_ee.costs import ExitCosts
+from speechbrain_ee.encoders import LayerwiseEncoder
+from speechbrain_ee.exits import ExitSelector, Score
+from speechbrain_ee.heads import CTCHeads, ExitOutput
+
+
+@dataclass
+class Departures:
+    """How each utterance of a batch left the encoder, in the batch's order.
+
+    Arguments
+    ---------
+    hypotheses : list of tuple of int
+        Greedy labels at the exit taken.
+    exit_layer : torch.Tensor
+        The exit taken, int64 of shape (batch,).
+    layers_run : torch.Tensor
+        Encoder layers executed, int64 of shape (batch,).
+    frames : torch.Tensor
+        Encoder frames, int64 of shape (batch,).
+    macs : torch.Tensor
+        MACs of layers and heads without padding, float64 of shape (batch,).
+    seconds : torch.Tensor
+        Share of the time of layers, heads and scores, float64 of shape
+        (batch,): each stretch between two exits is split over the utterances
+        still running, by their frames. The sum is the batch's time.
+    front_end_seconds : float
+        Time before the first layer, for the whole batch.
+    """
+
+    hypotheses: list[tuple[int, ...]]
+    exit_layer: torch.Tensor
+    layers_run: torch.Tensor
+    frames: torch.Tensor
+    macs: torch.Tensor
+    seconds: torch.Tensor
+    front_end_seconds: float
+
+    def of(self, rows: torch.Tensor) -> Departures:
+        """The account of some of the utterances.
+
+        Arguments
+        ---------
+        rows : torch.Tensor
+            Positions of the utterances, int64.
+
+        Returns
+        -------
+        Departures
+            A copy for these; the front end's time stays the batch's.
+        """
+        return Departures(
+            [self.hypotheses[i] for i in rows],
+            self.exit_layer[rows],
+            self.layers_run[rows],
+            self.frames[rows],
+            self.macs[rows],
+            self.seconds[rows],
+            self.front_end_seconds,
+        )
+
+
+class EarlyExitLoop:
+    """Runs an encoder layer by layer and lets each utterance leave in its time.
+
+    Nothing behind the last departure runs. The modules must be in evaluation
+    mode; autocast, if wanted, is the caller's context.
+
+    Arguments
+    ---------
+    encoder : LayerwiseEncoder
+        The unwrapped encoder.
+    heads : CTCHeads
+        What is read at its exits.
+    selector : ExitSelector
+        Who leaves where. All leave at the last exit.
+    costs : ExitCosts, optional
+        Counted here by default; pass it to share one count among loops.
+    watched : sequence of Score
+        Scores that ``on_exit`` will read, so that what they need is kept.
+
+    Example
+    -------
+    >>> from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
+    >>> from speechbrain_ee.exits import FixedLayer
+    >>> small = {"num_hidden_layers": 4, "hidden_size": 32}
+    >>> small |= {"num_attention_heads": 4, "intermediate_size": 64}
+    >>> encoder = HuggingFaceEncoder("hubert", pretrained=False, config=small)
+    >>> heads = CTCHeads([2, 4], input_size=32, vocab_size=10)
+    >>> loop = EarlyExitLoop(encoder.eval(), heads.eval(), FixedLayer(2))
+    >>> departures = loop(torch.randn(2, 8000), torch.tensor([1.0, 0.5]))
+    >>> departures.exit_layer
+    tensor([2, 2])
+    """
+
+    def __init__(
+        self,
+        encoder: LayerwiseEncoder,
+        heads: CTCHeads,
+        selector: ExitSelector,
+        costs: ExitCosts | None = None,
+        watched: Sequence[Score] = (),
+    ):
+        if heads.exit_layers[-1] > encoder.num_layers:
+            raise ValueError(
+                f"Exit layers {heads.exit_layers} lie outside an encoder of "
+                f"{encoder.num_layers} layers."
+            )
+        self.encoder = encoder
+        self.heads = heads
+        self.selector = selector
+        self.costs = costs or ExitCosts(encoder, heads)
+        self.history = max([selector.history, *(s.previous for s in watched)])
+        self.hidden = selector.hidden or any(s.hidden for s in watched)
+        selector.prepare(heads.exit_layers, self.costs)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        wavs: torch.Tensor,
+        wav_lens: torch.Tensor | None = None,
+        ids: list[str] | None = None,
+        on_exit: Callable[[ExitOutput, Departures], None] | None = None,
+    ) -> Departures:
+        """Walk one batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms of shape (batch, samples).
+        wav_lens : torch.Tensor, optional
+            Lengths relative to the longest, of shape (batch,).
+        ids : list of str, optional
+            Names of the utterances.
+        on_exit : callable, optional
+            Called with the output of each exit and the account so far, outside
+            the measured time.
+
+        Returns
+        -------
+        Departures
+            How each utterance left.
+        """
+        if self.encoder.training or self.heads.training:
+            raise RuntimeError("Call eval() on encoder and heads first.")
+        clock = _Clock(wavs.device)
+        state = self.encoder.begin(wavs, wav_lens)
+        batch = len(state)
+        account = Departures(
+            hypotheses=[()] * batch,
+            exit_layer=torch.zeros(batch, dtype=torch.long),
+            layers_run=torch.zeros(batch, dtype=torch.long),
+            frames=state.frames,
+            macs=torch.zeros(batch, dtype=torch.float64),
+            seconds=torch.zeros(batch, dtype=torch.float64),
+            front_end_seconds=clock.lap(),
+        )
+        rows = torch.arange(batch)  # which utterances are still running
+        previous = None
+        for exit_layer in self.heads.exit_layers:
+            while state.layer < exit_layer:
+                state = self.encoder.step(state)
+            output = self._read(state, rows, ids, previous)
+            leave = self._decide(output)
+            for i in leave.nonzero().flatten().tolist():
+                account.hypotheses[int(rows[i])] = output.hypotheses[i]
+
+            share = state.frames / state.frames.sum()
+            account.seconds[rows] += clock.lap() * share
+            account.exit_layer[rows] = exit_layer
+            account.layers_run[rows] = state.layer
+            account.macs[rows] = self.costs(exit_layer, state.frames)
+            if on_exit is not None:
+                on_exit(output, account.of(rows))
+                clock.lap()
+
+            stay = (~leave).nonzero().flatten()
+            if len(stay) == 0:
+                break
+            if len(stay) < len(rows):
+                state, rows = self.encoder.keep(state, stay), rows[stay]
+            if self.history > 0:
+                previous = output.keep(stay, history=self.history - 1)
+        return account
+
+    def _read(self, state, rows, ids, previous) -> ExitOutput:
+        hidden = state.hidden
+        if state.layer in self.heads.normed_layers:
+            hidden = self.encoder.final_norm(hidden)
+        output = self.heads.read(hidden, state.frames, state.layer)
+        output.ids = None if ids is None else [ids[i] for i in rows]
+        output.hidden = hidden if self.hidden else None
+        output.previous = previous
+        return output
+
+    def _decide(self, output) -> torch.Tensor:
+        if output.exit_layer == self.heads.exit_layers[-1]:
+            return torch.ones(len(output), dtype=torch.bool)
+        return self.selector(output).cpu()
+
+
+class _Clock:
+    """Seconds between laps, the GPU's work included."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        lap, self.last = now - self.last, now
+        return lap
