@@ -5,7 +5,7 @@ corpus in its layout, and evaluate every exit and the loop that leaves early.
 The encoder, the exits and the selectors are built by the YAML; swapping one is
 a change of one block there. To run this recipe:
 
-> python train.py hparams/conformer_ctc_ee.yaml --data_folder /path/to/LibriSpeech
+> python train.py hparams/conformer_ctc_ee.yaml --data_folder LibriSpeech
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -70,7 +70,9 @@ def dataio_prepare(hparams, tokenizer):
         split: load(Path(hparams["save_folder"]) / f"{split}.csv")
         for split in hparams["test_splits"]
     }
-    tests = {k: v.filtered_sorted(sort_key="duration") for k, v in tests.items()}
+    tests = {
+        k: v.filtered_sorted(sort_key="duration") for k, v in tests.items()
+    }
     return train, valid, tests
 
 

@@ -340,7 +340,11 @@ class EarlyExitCTC(sb.Brain):
             )
             curve.append(
                 self._run_loop(
-                    loop, loader, label, references, recorder if traced else None
+                    loop,
+                    loader,
+                    label,
+                    references,
+                    recorder if traced else None,
                 )
             )
         curve = pd.DataFrame(curve)

@@ -225,7 +225,9 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
             while state.layer < layer:
                 state = self.step(state)
             hidden = state.hidden
-            states.append(self.final_norm(hidden) if layer in normed else hidden)
+            states.append(
+                self.final_norm(hidden) if layer in normed else hidden
+            )
         return states, state.frames
 
 

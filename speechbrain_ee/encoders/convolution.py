@@ -82,7 +82,9 @@ class _TimeAxis:
         return (frames + self.left + self.right - reach) // self.stride + 1
 
 
-def frames_after(cnn: ConvolutionFrontEnd, frames: torch.Tensor) -> torch.Tensor:
+def frames_after(
+    cnn: ConvolutionFrontEnd, frames: torch.Tensor
+) -> torch.Tensor:
     """How many frames a front end makes of so many.
 
     Arguments

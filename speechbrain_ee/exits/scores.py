@@ -352,8 +352,8 @@ def hypothesis_posterior(
     )
     if per_token:
         loss = loss / counts.clamp(min=1)
-    unusable = has_nan(output) | (output.frames_on_device == 0)
-    return loss.neg().exp().masked_fill(unusable, math.nan)
+    # NaN needs no care: the arg max picks it, and so does the recursion.
+    return torch.exp(-loss).masked_fill(output.frames_on_device == 0, math.nan)
 
 
 @score("sentence_confidence", higher_is_confident=True)

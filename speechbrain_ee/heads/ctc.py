@@ -45,7 +45,9 @@ class CTCHeads(torch.nn.Module):
     >>> states = [torch.randn(3, 7, 8), torch.randn(3, 7, 8)]
     >>> heads(states).shape
     torch.Size([2, 3, 7, 5])
-    >>> heads.read(states[0], torch.tensor([7, 7, 4]), exit_layer=2).log_probs.shape
+    >>> heads.read(
+    ...     states[0], torch.tensor([7, 7, 4]), exit_layer=2
+    ... ).log_probs.shape
     torch.Size([3, 7, 5])
     """
 

@@ -93,9 +93,7 @@ class ExitOutput:
     def hypotheses(self) -> list[tuple[int, ...]]:
         """The greedy transcript of each utterance as label indices."""
         tokens, counts = (part.cpu() for part in self.greedy)
-        return [
-            tuple(part.tolist()) for part in tokens.split(counts.tolist())
-        ]
+        return [tuple(part.tolist()) for part in tokens.split(counts.tolist())]
 
     def keep(self, rows, history: int = 0) -> ExitOutput:
         """The same reading for some of its utterances.

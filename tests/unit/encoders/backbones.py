@@ -1,7 +1,7 @@
 """Small random encoders of every kind, each with its stock model's answer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from speechbrain.lobes.features import Fbank

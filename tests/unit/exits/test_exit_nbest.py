@@ -66,6 +66,8 @@ def test_k_cuts_the_list_and_default_beam_holds_it(reading):
     short = ctc_nbest(log_probs, frames, 20)[0]
     assert len(whole) > len(short) == 20
     assert [text for text, _ in short[:5]] == [text for text, _ in whole[:5]]
+    assert ctc_nbest(log_probs, frames, 20, beam_size=40)[0] == short
+    assert ctc_nbest(log_probs, frames, 20, beam_size=20)[0] != short
 
 
 def test_processes_give_the_same(reading):

@@ -276,11 +276,14 @@ def test_oracle_from_traces(reading, tmp_path):
     traces = tmp_path / "traces_test.csv"
     traces.write_text(
         "id,exit_layer,hyp,errors\n"
-        "007,6,x,1\n007,4,x,1\n007,2,x,3\n"
-        "NA,2,x,0\nNA,4,x,0\nNA,6,x,1\n"
+        "NA,6,x,1\nNA,4,x,0\nNA,2,x,0\n"
+        + "".join(f"00{n},6,x,1\n00{n},4,x,1\n00{n},2,x,3\n" for n in "789")
+        + "".join(f"{n},4,x,1\n{n},6,x,1\n{n},2,x,3\n" for n in "abc")
     )
     selector = prepared(Oracle.from_traces(traces))
-    assert exits_of(selector, ["NA", "007"], reading) == {"007": 4, "NA": 2}
+    expected = dict.fromkeys(["007", "008", "009", "a", "b", "c"], 4)
+    expected["NA"] = 2
+    assert exits_of(selector, list(expected), reading) == expected
     output = reading(shape=(1, 2, 3), ids=["7"])
     with pytest.raises(ValueError, match="does not know 7"):
         selector(output)

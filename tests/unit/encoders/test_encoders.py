@@ -1,0 +1,141 @@
+"""What must hold of every encoder (docs/architecture.md)."""
+
+import pytest
+import torch
+
+from tests.unit.encoders.backbones import BACKBONES, NUM_LAYERS, build
+
+LENGTHS = (16000, 9000, 12345, 16000 - 37)
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone(request):
+    return build(request.param)
+
+
+@pytest.fixture
+def wavs():
+    generator = torch.Generator().manual_seed(1)
+    return [0.1 * torch.randn(n, generator=generator) for n in LENGTHS]
+
+
+def padded(wavs):
+    """A batch whose padding is loud: it must not be heard."""
+    longest = max(map(len, wavs))
+    batch = torch.full((len(wavs), longest), 7.0)
+    for row, wav in zip(batch, wavs):
+        row[: len(wav)] = wav
+    return batch, torch.tensor([len(wav) / longest for wav in wavs])
+
+
+def assert_close(ours, stock):
+    assert ours.shape == stock.shape
+    assert (ours - stock).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_every_state_and_the_output_equal_the_stock_model(backbone, wavs):
+    encoder = backbone.encoder
+    for wav in wavs:
+        stock = backbone.stock_states(wav[None])
+        states, frames = encoder(wav[None])
+        assert frames.tolist() == [stock[-1].shape[1]]
+        assert len(states) == NUM_LAYERS + 1 == len(stock) - 1
+        for ours, theirs in zip(states, stock):
+            assert_close(ours, theirs)
+        assert_close(encoder.final_norm(states[-1]), stock[-1])
+
+
+@torch.no_grad()
+def test_a_padded_batch_equals_each_utterance_alone(backbone, wavs):
+    encoder = backbone.encoder
+    states, frames = encoder(*padded(wavs), normed=[NUM_LAYERS])
+    for row, wav in enumerate(wavs):
+        stock = backbone.stock_states(wav[None])
+        stock = [*stock[:-2], stock[-1]]  # the last state after its norm
+        for ours, theirs in zip(states, stock):
+            assert_close(ours[row, : frames[row]], theirs[0])
+
+
+@torch.no_grad()
+def test_rows_that_stay_are_not_touched_by_rows_that_leave(backbone, wavs):
+    encoder = backbone.encoder
+    state = encoder.begin(*padded(wavs))
+    for stay in ([0, 1, 2], [2, 1], [0], [0]):  # left at last: wavs[2]
+        state = encoder.step(encoder.keep(state, stay))
+    assert state.layer == NUM_LAYERS
+    assert state.hidden.shape[1] == state.frames.max()
+    assert_close(state.hidden, backbone.stock_states(wavs[2][None])[-2])
+
+
+@torch.no_grad()
+def test_only_the_asked_layers_are_given_and_none_behind_them_runs(
+    backbone, wavs
+):
+    encoder = backbone.encoder
+    encoder.layers[2].register_forward_hook(lambda *_: pytest.fail("ran"))
+    states, _ = encoder(wavs[0][None], layers=[0, 2])
+    stock_first = encoder.begin(wavs[0][None]).hidden
+    assert len(states) == 2
+    assert torch.equal(states[0], stock_first)
+
+
+def test_gradients_reach_every_trainable_parameter(backbone, wavs):
+    encoder = backbone.encoder.train()
+    states, _ = encoder(*padded(wavs), normed=[NUM_LAYERS])
+    sum(state.square().sum() for state in states).backward()
+    without = [
+        name
+        for name, parameter in encoder.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
+    assert without == []
+
+
+def test_autocast_keeps_padding_out(backbone, wavs):
+    encoder = backbone.encoder
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        states, frames = encoder(*padded(wavs), layers=[NUM_LAYERS])
+        alone, _ = encoder(wavs[1][None], layers=[NUM_LAYERS])
+    difference = states[0][1, : frames[1]] - alone[0][0]
+    assert difference.abs().mean() < 0.1 * alone[0].abs().mean()
+
+
+def test_a_checkpoint_with_other_layers_is_refused(backbone):
+    encoder = backbone.encoder
+    weights = {
+        key: value
+        for key, value in encoder.state_dict().items()
+        if f"encoder.layers.{NUM_LAYERS - 1}." not in key
+    }
+    with pytest.raises(ValueError, match="3 encoder layers, the model 4"):
+        encoder.load_state_dict(weights)
+
+
+@pytest.mark.parametrize(
+    ("layers", "fault"),
+    [
+        ([2, 5], "5 outside 0 to 4"),
+        ([-1, 2], "-1 outside"),
+        ([2, 2], "deeper than the one before"),
+        ([3, 1], "deeper than the one before"),
+        ([], "At least one layer"),
+    ],
+)
+def test_impossible_layers_are_refused(backbone, wavs, layers, fault):
+    with pytest.raises(ValueError, match=fault):
+        backbone.encoder(wavs[0][None], layers=layers)
+
+
+def test_an_utterance_without_frames_is_named(backbone, wavs):
+    batch, wav_lens = padded(wavs)
+    wav_lens[2] = 0.0
+    with pytest.raises(ValueError, match="Utterance 2 of the batch has 0"):
+        backbone.encoder(batch, wav_lens)
+
+
+def test_frames_of_counts_what_the_encoder_makes(backbone):
+    samples = torch.arange(8000, 8000 + 700, 37)
+    for n, frames in zip(samples, backbone.encoder.frames_of(samples)):
+        state = backbone.encoder.begin(torch.randn(1, int(n)))
+        assert state.hidden.shape[1] == frames == state.frames
