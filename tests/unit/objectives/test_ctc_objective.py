@@ -50,9 +50,7 @@ def test_the_sum_is_weighted_over_exits_and_a_mean_per_label(batch):
     losses = ctc_exit_losses(*batch)
     weights = torch.tensor([1.0, 0.0, 2.0])
     expected = ((losses[0] + 2 * losses[2]) / torch.tensor([3, 1])).mean()
-    assert torch.allclose(
-        sum_exit_losses(losses, batch[3], weights), expected
-    )
+    assert torch.allclose(sum_exit_losses(losses, batch[3], weights), expected)
 
 
 def test_a_target_longer_than_its_frames_has_no_loss_and_no_gradient():
