@@ -18,7 +18,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from tqdm.auto import tqdm
 
-from speechbrain_ee.analysis import TraceRecorder
+from speechbrain_ee.analysis import TraceRecorder, curve_row
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.exits import ExitSelector, NeverLeave, get_score
 from speechbrain_ee.heads import ExitOutput
@@ -86,6 +86,12 @@ class EarlyExitCTC(sb.Brain):
         self.exits = self.modules.exits
         self.exit_layers = self.exits.exit_layers
         self.exit_weights = exit_weights(self.exit_layers)
+        labels = tokenizer.sp.vocab_size()
+        if labels > self.exits.vocab_size:
+            raise ValueError(
+                f"The tokenizer has {labels} labels, the exits only "
+                f"{self.exits.vocab_size}: raise output_neurons."
+            )
         figures = ["WER_mean", *(f"WER_exit{k}" for k in self.exit_layers)]
         if select_by not in figures:
             raise ValueError(
@@ -325,74 +331,52 @@ class EarlyExitCTC(sb.Brain):
             references,
             {"speaker": {i: item["spk_id"] for i, item in items.items()}},
         )
-        curve = []
-        for label, selector in {
-            "full depth": NeverLeave(),
-            **(selectors or {}),
-        }.items():
-            traced = label == "full depth"
-            loop = EarlyExitLoop(
-                self.encoder,
-                self.exits,
-                selector,
-                costs,
-                watched=recorder.scores if traced else (),
-            )
-            curve.append(
-                self._run_loop(
-                    loop,
-                    loader,
-                    label,
-                    references,
-                    recorder if traced else None,
-                )
+        full = NeverLeave()
+        loop = EarlyExitLoop(
+            self.encoder, self.exits, full, costs, watched=recorder.scores
+        )
+        curve = [
+            self._run_loop("full depth", loop, loader, references, recorder)
+        ]
+        for label, selector in (selectors or {}).items():
+            loop = EarlyExitLoop(self.encoder, self.exits, selector, costs)
+            curve.append(self._run_loop(label, loop, loader, references))
+        for layer, stats in recorder.error_rates.items():
+            figures = {"WER": stats.summarize("error_rate")}
+            self.log({"set": name, "exit": layer}, test_stats=figures)
+        for row in curve:
+            figures = {
+                "WER": row["error_rate"],
+                "mean exit": row["mean_exit_layer"],
+                "seconds": row["seconds"],
+            }
+            self.log(
+                {"set": name, "selector": row["selector"]}, test_stats=figures
             )
         curve = pd.DataFrame(curve)
-        rates = {
-            f"WER_exit{k}": stats.summarize("error_rate")
-            for k, stats in recorder.error_rates.items()
-        }
-        self.log({"set": name}, test_stats=rates)
         if if_main_process():
             recorder.write(folder, name)
             curve.to_csv(Path(folder) / f"curve_{name}.csv", index=False)
         return curve
 
-    def _run_loop(self, loop, loader, label, references, on_exit) -> dict:
+    def _run_loop(self, label, loop, loader, references, on_exit=None) -> dict:
         """One row of the curve: the real loop over a whole set."""
         stats = self.hparams.error_rate_computer()
-        left = []
-        for step, batch in enumerate(
-            tqdm(loader, desc=label, disable=self.noprogressbar), start=1
-        ):
+        batches = []
+        for batch in tqdm(loader, desc=label, disable=self.noprogressbar):
             batch = batch.to(self.device)
             with self.evaluation_ctx:
-                account = loop(*batch.sig, ids=batch.id, on_exit=on_exit)
+                left = loop(*batch.sig, ids=batch.id, on_exit=on_exit)
             stats.append(
                 batch.id,
-                [h.split() for h in self.decode(account.hypotheses)],
+                [h.split() for h in self.decode(left.hypotheses)],
                 [references[i].split() for i in batch.id],
             )
-            left.append(account)
-            if self.debug and step == self.debug_batches:
+            batches.append(left)
+            if self.debug and len(batches) == self.debug_batches:
                 break
-        exits = torch.cat([a.exit_layer for a in left]).double()
-        frames = torch.cat([a.frames for a in left]).double()
-        return {
-            "selector": label,
-            "mean_exit_layer": exits.mean().item(),
-            "frame_weighted_exit_layer": (
-                (exits * frames).sum() / frames.sum()
-            ).item(),
-            "mean_layers_run": torch.cat([a.layers_run for a in left])
-            .double()
-            .mean()
-            .item(),
-            "error_rate": stats.summarize("error_rate"),
-            "macs": torch.cat([a.macs for a in left]).mean().item(),
-            "seconds": torch.cat([a.seconds for a in left]).sum().item(),
-            "front_end_seconds": sum(a.front_end_seconds for a in left),
-        }
+        error_rate = stats.summarize("error_rate")
+        return curve_row(label, loop.selector, batches, error_rate)
 
 
 def freeze_unread(encoder, exit_layers: Sequence[int]) -> None:

@@ -32,6 +32,8 @@ class ExitSelector:
         How many earlier exits must stand in the ``previous`` chain.
     hidden : bool
         Whether exits must carry their hidden states.
+    threshold : object
+        What a score is held against, where one is.
 
     Arguments
     ---------
@@ -40,6 +42,8 @@ class ExitSelector:
     history : int
         How many earlier exits it reads besides those of its scores.
     """
+
+    threshold = None
 
     def __init__(self, scores: Sequence = (), history: int = 0):
         self.scores = list(scores)

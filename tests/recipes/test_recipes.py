@@ -62,7 +62,7 @@ def run(row, corpora, output_folder, *more):
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
     done = run(row, corpora, tmp_path, "--debug")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     listed = re.search(r"file_exists=\[(.*?)\]", row["test_debug_checks"])[1]
     missing = [f for f in listed.split(",") if not (tmp_path / f).is_file()]
     assert missing == []
@@ -92,8 +92,9 @@ def test_the_modules_that_run_are_those_that_are_saved(row, tmp_path):
         key: value.strip("[]").split(",") if "[" in value else value
         for key, value in settings.items()
     }
-    settings["output_neurons"] = int(settings["output_neurons"])
-    settings.pop("num_workers", None)
+    for key in ("output_neurons", "num_workers"):
+        if key in settings:
+            settings[key] = int(settings[key])
     with open(ROOT / row["Hparam_file"], encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, settings)
     saved = hparams["checkpointer"].recoverables

@@ -14,10 +14,18 @@ SAMPLES = {"a": 16000, "b": 9000, "c": 12000}
 TOKENS = {"a": [1, 2, 3, 3], "b": [2, 1], "c": [3]}
 
 
-def make_brain(exit_layers=(2, NUM_LAYERS), **settings):
+class Labels:
+    """As much of a tokenizer as the Brain asks for."""
+
+    def __init__(self, count):
+        self.sp = self
+        self.vocab_size = lambda: count
+
+
+def make_brain(exit_layers=(2, NUM_LAYERS), labels=5, **settings):
     encoder = build("conformer-RoPEMHA").encoder
     return EarlyExitCTC(
-        tokenizer=None,
+        tokenizer=Labels(labels),
         modules={
             "encoder": encoder,
             "exits": CTCHeads(exit_layers, encoder.output_size, vocab_size=5),
@@ -103,6 +111,11 @@ def test_exits_outside_the_encoder_are_refused():
 def test_an_unknown_figure_to_select_by_is_refused():
     with pytest.raises(ValueError, match="WER_mean, WER_exit2, WER_exit4"):
         make_brain(select_by="WER")
+
+
+def test_more_labels_than_the_exits_know_are_refused():
+    with pytest.raises(ValueError, match="6 labels, the exits only 5"):
+        make_brain(labels=6)
 
 
 def test_targets_longer_than_their_frames_are_named_before_training():
