@@ -243,9 +243,10 @@ class EarlyExitCTC(sb.Brain):
         best = self.checkpointer.find_checkpoints(
             min_key=self.select_by, max_num_checkpoints=self.average
         )
-        for name in ("encoder", "exits"):
-            weights = average_checkpoints(best, name)
-            getattr(self, name).load_state_dict(weights)
+        if best:
+            for name in ("encoder", "exits"):
+                weights = average_checkpoints(best, name)
+                getattr(self, name).load_state_dict(weights)
 
     def check_targets(self, dataset: DynamicItemDataset) -> None:
         """Raise before training if a target cannot fit its frames.
