@@ -183,8 +183,8 @@ class EarlyExitCTC(sb.Brain):
         """
         return [self.tokenizer.sp.decode_ids(list(h)) for h in hypotheses]
 
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Update the learning rate."""
+    def on_fit_batch_start(self, batch, should_step):
+        """Set the learning rate, also that of the first step."""
         if should_step and self.lr_annealing is not None:
             self.lr_annealing(self.optimizer)
 
