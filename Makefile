@@ -30,7 +30,8 @@ test: lint
 	$(BIN)/pytest -n 2
 
 benchmark: $(STAMP)
-	$(BIN)/python benchmarks/early_exit.py
+	$(BIN)/python benchmarks/early_exit.py conformer
+	$(BIN)/python benchmarks/early_exit.py wav2vec2
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info

@@ -49,9 +49,6 @@ class ExitCosts:
     """
 
     def __init__(self, encoder: LayerwiseEncoder, heads: CTCHeads):
-        training = encoder.training, heads.training
-        encoder.eval()
-        heads.eval()
         total = np.zeros(3)
         self._coefficients = {}
         for layer in range(1, heads.exit_layers[-1] + 1):
@@ -59,8 +56,6 @@ class ExitCosts:
             if layer in heads.exit_layers:
                 total = total + self._count_head(encoder, heads, layer)
                 self._coefficients[layer] = total
-        encoder.train(training[0])
-        heads.train(training[1])
 
     def __call__(self, exit_layer: int, frames: torch.Tensor) -> torch.Tensor:
         """MACs of all layers and heads up to and with this exit.

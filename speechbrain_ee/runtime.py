@@ -7,14 +7,14 @@ Authors
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.encoders import LayerwiseEncoder
-from speechbrain_ee.exits import ExitSelector, Score
+from speechbrain_ee.exits import ExitSelector, Score, get_selector
 from speechbrain_ee.heads import CTCHeads, ExitOutput
 
 
@@ -86,8 +86,9 @@ class EarlyExitLoop:
         The unwrapped encoder.
     heads : CTCHeads
         What is read at its exits.
-    selector : ExitSelector
-        Who leaves where. All leave at the last exit.
+    selector : ExitSelector, str or mapping
+        Who leaves where, as ``get_selector`` takes it. All leave at the last
+        exit.
     costs : ExitCosts, optional
         Counted here by default; pass it to share one count among loops.
     watched : sequence of Score
@@ -111,7 +112,7 @@ class EarlyExitLoop:
         self,
         encoder: LayerwiseEncoder,
         heads: CTCHeads,
-        selector: ExitSelector,
+        selector: ExitSelector | str | Mapping,
         costs: ExitCosts | None = None,
         watched: Sequence[Score] = (),
     ):
@@ -122,7 +123,7 @@ class EarlyExitLoop:
             )
         self.encoder = encoder
         self.heads = heads
-        self.selector = selector
+        self.selector = selector = get_selector(selector)
         self.costs = costs or ExitCosts(encoder, heads)
         self.history = max([selector.history, *(s.previous for s in watched)])
         self.hidden = selector.hidden or any(s.hidden for s in watched)
@@ -203,7 +204,7 @@ class EarlyExitLoop:
             hidden = self.encoder.final_norm(hidden)
         output = self.heads.read(hidden, state.frames, state.layer)
         output.ids = None if ids is None else [ids[i] for i in rows]
-        output.hidden = hidden if self.hidden else None
+        output.hidden = state.hidden if self.hidden else None
         output.previous = previous
         return output
 

@@ -125,7 +125,6 @@ if __name__ == "__main__":
         lr_annealing=hparams["lr_annealing"],
         wav_augment=hparams["wav_augment"],
         train_logger=hparams["train_logger"],
-        epoch_counter=hparams["epoch_counter"],
         select_by=hparams["select_by"],
         average=hparams["averaged_checkpoints"],
         modules=hparams["modules"],
@@ -134,7 +133,9 @@ if __name__ == "__main__":
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    brain.check_targets(train)
+    brain.check_lengths(train, targets=True)
+    for dataset in (valid, *tests.values()):
+        brain.check_lengths(dataset)
 
     train_loader_kwargs = {
         "batch_sampler": DynamicBatchSampler(

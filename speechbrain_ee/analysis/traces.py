@@ -34,6 +34,8 @@ class TraceRecorder:
         Utterance name to reference transcript.
     groups : mapping, optional
         Column name to a mapping of utterance name to value, e.g. the speaker.
+    error_rate_computer : callable
+        Makes the ErrorRateStats of an exit.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class TraceRecorder:
         decode: Callable[[list[tuple[int, ...]]], list[str]],
         references: Mapping[str, str],
         groups: Mapping[str, Mapping[str, str]] | None = None,
+        error_rate_computer: Callable[[], ErrorRateStats] = ErrorRateStats,
     ):
         self.scores = scores
         self.decode = decode
         self.references = references
         self.groups = groups or {}
-        self.error_rates = {k: ErrorRateStats() for k in exit_layers}
+        self.error_rates = {k: error_rate_computer() for k in exit_layers}
         self.rows = []
 
     def __call__(self, output: ExitOutput, account: Departures) -> None:

@@ -51,8 +51,6 @@ class EarlyExitCTC(sb.Brain):
         As ``speechbrain.augment.augmenter.Augmenter``.
     train_logger : TrainLogger, optional
         As ``speechbrain.utils.train_logger.FileTrainLogger``.
-    epoch_counter : EpochCounter, optional
-        Whose current epoch is logged.
     select_by : str
         The figure on dev that chooses checkpoints: ``WER_mean`` over exits,
         or ``WER_exit<k>`` of one.
@@ -69,7 +67,6 @@ class EarlyExitCTC(sb.Brain):
         lr_annealing=None,
         wav_augment=None,
         train_logger=None,
-        epoch_counter=None,
         select_by: str = "WER_mean",
         average: int = 1,
         **kwargs,
@@ -79,17 +76,16 @@ class EarlyExitCTC(sb.Brain):
         self.lr_annealing = lr_annealing
         self.wav_augment = wav_augment
         self.train_logger = train_logger
-        self.epoch_counter = epoch_counter
         self.average = average
         # Kept as they are now, before DDP wraps what stands in modules.
         self.encoder = self.modules.encoder
         self.exits = self.modules.exits
         self.exit_layers = self.exits.exit_layers
         self.exit_weights = exit_weights(self.exit_layers)
-        labels = tokenizer.sp.vocab_size()
-        if labels > self.exits.vocab_size:
+        self.labels = tokenizer.sp.vocab_size()
+        if self.labels > self.exits.vocab_size:
             raise ValueError(
-                f"The tokenizer has {labels} labels, the exits only "
+                f"The tokenizer has {self.labels} labels, the exits only "
                 f"{self.exits.vocab_size}: raise output_neurons."
             )
         figures = ["WER_mean", *(f"WER_exit{k}" for k in self.exit_layers)]
@@ -181,7 +177,11 @@ class EarlyExitCTC(sb.Brain):
         list of str
             Words, separated by spaces.
         """
-        return [self.tokenizer.sp.decode_ids(list(h)) for h in hypotheses]
+        # Exits may have more labels than a tokenizer of characters has found.
+        return [
+            self.tokenizer.sp.decode_ids([k for k in one if k < self.labels])
+            for one in hypotheses
+        ]
 
     def on_fit_batch_start(self, batch, should_step):
         """Set the learning rate, also that of the first step."""
@@ -207,20 +207,19 @@ class EarlyExitCTC(sb.Brain):
         rates["WER_mean"] = sum(rates.values()) / len(rates)
         stats = {"loss": stage_loss, **rates}
         if stage == sb.Stage.TEST:
-            self.log(
-                {"Epoch loaded": self.epoch_counter.current}, test_stats=stats
-            )
+            self.log({"stage": "test"}, test_stats=stats)
             return
         self.log(
             {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]},
             train_stats={"loss": self.train_loss},
             valid_stats=stats,
         )
-        self.checkpointer.save_and_keep_only(
-            meta={"epoch": epoch, **rates},
-            min_keys=[self.select_by],
-            num_to_keep=self.average,
-        )
+        if self.checkpointer is not None:
+            self.checkpointer.save_and_keep_only(
+                meta={"epoch": epoch, **rates},
+                min_keys=[self.select_by],
+                num_to_keep=self.average,
+            )
 
     def log(self, meta: dict, **stats: dict) -> None:
         """Write figures to the train log.
@@ -238,7 +237,7 @@ class EarlyExitCTC(sb.Brain):
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Load the average of the best checkpoints."""
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
-        if self.average < 2 or self.checkpointer is None:
+        if self.checkpointer is None:
             return
         best = self.checkpointer.find_checkpoints(
             min_key=self.select_by, max_num_checkpoints=self.average
@@ -247,14 +246,25 @@ class EarlyExitCTC(sb.Brain):
             for name in ("encoder", "exits"):
                 weights = average_checkpoints(best, name)
                 getattr(self, name).load_state_dict(weights)
+        elif not self.debug:  # which keeps its checkpoints to itself
+            raise FileNotFoundError(
+                f"No checkpoint in {self.checkpointer.checkpoints_dir} to "
+                "evaluate: train first, or give the output_folder of a run."
+            )
 
-    def check_targets(self, dataset: DynamicItemDataset) -> None:
-        """Raise before training if a target cannot fit its frames.
+    def check_lengths(
+        self, dataset: DynamicItemDataset, targets: bool = False
+    ) -> None:
+        """Raise, before hours are spent, if an utterance is too short.
 
         Arguments
         ---------
         dataset : DynamicItemDataset
             With the items ``id``, ``duration`` (s) and ``tokens``.
+        targets : bool
+            Whether it must be long enough for its target too, as in training.
+            This holds at its own tempo; where augmentation makes it too short
+            after all, it has no loss.
 
         Raises
         ------
@@ -264,18 +274,27 @@ class EarlyExitCTC(sb.Brain):
         with dataset.output_keys_as(["id", "duration", "tokens"]):
             items = list(dataset)
         samples = torch.tensor([float(x["duration"]) for x in items])
-        samples = (samples * self.hparams.sample_rate).round().long()
+        samples = (samples.double() * self.hparams.sample_rate).round().long()
         frames = self.encoder.frames_of(samples).tolist()
-        short = []
-        for item, given in zip(items, frames):
+        short, long = [], []
+        for item, given in zip(items, frames, strict=True):
             count = torch.tensor([len(item["tokens"])])
             needed = int(frames_needed(item["tokens"][None], count))
-            if needed > given:
-                short.append(f"{item['id']} ({given} frames, {needed} needed)")
+            if given < self.encoder.least_frames:
+                short.append(f"{item['id']} ({given} frames)")
+            elif targets and needed > given:
+                long.append(f"{item['id']} ({given} frames, {needed} needed)")
         if short:
             raise ValueError(
-                f"{len(short)} targets are longer than CTC can spell in the "
-                f"frames of their utterances: {', '.join(short[:5])}. Leave "
+                f"{len(short)} utterances are too short for the encoder, which "
+                f"needs {self.encoder.least_frames} frames: "
+                f"{', '.join(short[:5])}. Leave them out when the data is "
+                "prepared (min_duration)."
+            )
+        if long:
+            raise ValueError(
+                f"{len(long)} targets are longer than CTC can spell in the "
+                f"frames of their utterances: {', '.join(long[:5])}. Leave "
                 "these out when the data is prepared, sub-sample less, or use "
                 "a larger vocabulary of sub-word units."
             )
@@ -331,11 +350,13 @@ class EarlyExitCTC(sb.Brain):
             self.decode,
             references,
             {"speaker": {i: item["spk_id"] for i, item in items.items()}},
+            self.hparams.error_rate_computer,
         )
         full = NeverLeave()
         loop = EarlyExitLoop(
             self.encoder, self.exits, full, costs, watched=recorder.scores
         )
+        self._warm_up(loop, loader)
         curve = [
             self._run_loop("full depth", loop, loader, references, recorder)
         ]
@@ -359,6 +380,12 @@ class EarlyExitCTC(sb.Brain):
             recorder.write(folder, name)
             curve.to_csv(Path(folder) / f"curve_{name}.csv", index=False)
         return curve
+
+    def _warm_up(self, loop, loader) -> None:
+        """Walk one batch, so that no selector pays for a cold start."""
+        batch = next(iter(loader)).to(self.device)
+        with self.evaluation_ctx:
+            loop(*batch.sig, ids=batch.id)
 
     def _run_loop(self, label, loop, loader, references, on_exit=None) -> dict:
         """One row of the curve: the real loop over a whole set."""

@@ -41,11 +41,6 @@ class EncoderState:
         """The number of utterances."""
         return len(self.frames)
 
-    @property
-    def padded(self) -> bool:
-        """Whether any utterance is shorter than the batch."""
-        return bool((self.frames < self.hidden.shape[1]).any())
-
 
 class LayerwiseEncoder(torch.nn.Module, ABC):
     """A speech encoder whose layers can be run one at a time.
@@ -60,6 +55,7 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
     """
 
     output_size: int
+    least_frames: int = 1  # the fewest that the layers can take
 
     def __init__(self):
         super().__init__()
@@ -150,6 +146,7 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
     ) -> dict[str, torch.Tensor | None]:
         """Masks and positions for a batch of this shape."""
 
+    @abstractmethod
     def keep_context(
         self,
         context: dict[str, torch.Tensor | None],
@@ -157,11 +154,7 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
         frames: torch.Tensor,
         rows: torch.Tensor,
     ) -> dict[str, torch.Tensor | None]:
-        """The context for fewer and perhaps shorter utterances.
-
-        Made anew unless the subclass knows how to cut the old one.
-        """
-        return self.make_context(hidden, frames)
+        """The context cut to fewer and perhaps shorter utterances."""
 
     def keep(
         self, state: EncoderState, rows: Sequence[int] | torch.Tensor
@@ -338,6 +331,24 @@ def check_frames(
             f"{least}. Leave such utterances out when the data is prepared "
             "(min_duration)."
         )
+
+
+def is_padded(hidden: torch.Tensor, frames: torch.Tensor) -> bool:
+    """Whether any utterance is shorter than the batch.
+
+    Arguments
+    ---------
+    hidden : torch.Tensor
+        A state of shape (batch, time, channel).
+    frames : torch.Tensor
+        Real frames of each utterance, int64 of shape (batch,), on the CPU.
+
+    Returns
+    -------
+    bool
+        False lets attention and convolutions go without a mask.
+    """
+    return bool((frames < hidden.shape[1]).any())
 
 
 def padding_mask(hidden: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:

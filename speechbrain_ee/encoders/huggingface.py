@@ -11,21 +11,30 @@ from dataclasses import replace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    PretrainedConfig,
-)
+
+try:
+    from transformers import (
+        CONFIG_MAPPING,
+        AutoConfig,
+        AutoFeatureExtractor,
+        AutoModel,
+        PretrainedConfig,
+    )
+except ImportError as error:
+    raise ImportError(
+        "Hugging Face encoders need transformers: "
+        "pip install 'speechbrain-ee[ssl]'"
+    ) from error
 
 from speechbrain_ee.encoders.base import (
     EncoderState,
     LayerwiseEncoder,
     check_frames,
+    is_padded,
     padding_mask,
     sample_counts,
 )
+from speechbrain_ee.encoders.convolution import real_frames_only
 
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm")
 
@@ -91,13 +100,9 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         }
         model_config = _load_config(source, pretrained, save_path, settings)
         if pretrained:
-            self.model = AutoModel.from_pretrained(
-                source, config=model_config, cache_dir=save_path
-            )
+            self.model = _load_weights(source, model_config, save_path)
             if normalize_wav is None:
-                normalize_wav = AutoFeatureExtractor.from_pretrained(
-                    source, cache_dir=save_path
-                ).do_normalize
+                normalize_wav = _preprocessor_normalizes(source, save_path)
         else:
             self.model = AutoModel.from_config(model_config)
         self.normalize_wav = normalize_wav is not False
@@ -143,8 +148,9 @@ class HuggingFaceEncoder(LayerwiseEncoder):
             hidden, attention_mask=(~mask).long()
         )
         encoder = self.model.encoder
-        hidden = hidden.masked_fill(mask[..., None], 0.0)
-        hidden = hidden + encoder.pos_conv_embed(hidden)
+        # Zeroed at the convolution itself: HuBERT may have a batch norm there.
+        with real_frames_only([encoder.pos_conv_embed.conv], frames, mask):
+            hidden = hidden + encoder.pos_conv_embed(hidden)
         if not self.stable_layer_norm:
             hidden = encoder.layer_norm(hidden)
         hidden = encoder.dropout(hidden)
@@ -188,7 +194,7 @@ class HuggingFaceEncoder(LayerwiseEncoder):
 
     def _attention_mask(self, hidden, frames):
         """None without padding; else as the model's attention wants it."""
-        if not bool((frames < hidden.shape[1]).any()):
+        if not is_padded(hidden, frames):
             return None
         mask = padding_mask(hidden, frames)
         if self.model.config.model_type == "wavlm":
@@ -228,12 +234,66 @@ def _normalize(wavs: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
     return centred / (variance + 1e-7).sqrt()  # as transformers normalises
 
 
+def _load_weights(source, config, save_path):
+    """The pretrained model; all of its layers must be in the checkpoint."""
+    model, report = AutoModel.from_pretrained(
+        source, config=config, cache_dir=save_path, output_loading_info=True
+    )
+    missing = [k for k in report["missing_keys"] if "encoder.layers" in k]
+    if missing:
+        raise ValueError(
+            f"source: {source!r} has no weights for {len(missing)} parameters "
+            f"of the encoder's layers, such as {min(missing)}. Is "
+            f"num_hidden_layers: {config.num_hidden_layers} its own number?"
+        )
+    return model
+
+
+def _preprocessor_normalizes(source, save_path) -> bool:
+    """Whether the model was trained on normalised waveforms."""
+    try:
+        return AutoFeatureExtractor.from_pretrained(
+            source, cache_dir=save_path
+        ).do_normalize
+    except OSError as error:
+        raise FileNotFoundError(
+            f"source: {source!r} has no preprocessor_config.json, which says "
+            "whether its waveforms are normalised. Say it yourself: "
+            "normalize_wav: True or False."
+        ) from error
+
+
 def _load_config(
     source: str, pretrained: bool, save_path: str | None, settings: dict
 ) -> PretrainedConfig:
     """The model configuration, or an error that says how to get one."""
     if not pretrained and source in MODEL_TYPES:
-        return CONFIG_MAPPING[source](**settings)
+        config = CONFIG_MAPPING[source](**settings)
+    else:
+        config = _fetch_config(source, save_path, settings)
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"source: {source!r} is a {config.model_type!r} model; known are "
+            f"{', '.join(MODEL_TYPES)}."
+        )
+    known = CONFIG_MAPPING[config.model_type]().to_dict()
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(
+            f"config: a {config.model_type} model knows no "
+            f"{', '.join(unknown)}."
+        )
+    if getattr(config, "add_adapter", False):
+        raise ValueError(
+            f"source: {source!r} has an adapter behind its last layer "
+            "(add_adapter), which an exit cannot read. Set add_adapter: False "
+            "under config."
+        )
+    return config
+
+
+def _fetch_config(source, save_path, settings) -> PretrainedConfig:
+    """The configuration that stands in a folder or on the hub."""
     if not os.path.isdir(source) and (
         source.startswith((".", "/", "~")) or source.count("/") != 1
     ):
@@ -244,7 +304,7 @@ def _load_config(
             f"{', '.join(MODEL_TYPES)} with pretrained: False."
         )
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             source, cache_dir=save_path, **settings
         )
     except OSError as error:
@@ -254,15 +314,3 @@ def _load_config(
             "machine with a network, download it with 'hf download "
             f"{source} --local-dir FOLDER', and give that folder as source."
         ) from error
-    if config.model_type not in MODEL_TYPES:
-        raise ValueError(
-            f"source: {source!r} is a {config.model_type!r} model; known are "
-            f"{', '.join(MODEL_TYPES)}."
-        )
-    if getattr(config, "add_adapter", False):
-        raise ValueError(
-            f"source: {source!r} has an adapter behind its last layer "
-            "(add_adapter), which an exit cannot read. Set add_adapter: False "
-            "under config."
-        )
-    return config

@@ -24,6 +24,7 @@ from speechbrain_ee.encoders.base import (
     EncoderState,
     LayerwiseEncoder,
     check_frames,
+    is_padded,
     padding_mask,
     sample_counts,
 )
@@ -44,10 +45,11 @@ class SpeechBrainEncoder(LayerwiseEncoder):
     ---------
     transformer : TransformerASR
         Its encoder (conformer, branchformer or transformer; every attention
-        type that it offers) is used, its decoder is not.
+        type that it offers) is used, its decoder is not, nor is its
+        ``layerdrop_prob``: every layer runs.
     compute_features : torch.nn.Module
         Waveforms (batch, samples) to features (batch, time, channel), as
-        ``speechbrain.lobes.features.Fbank``.
+        ``speechbrain.lobes.features.Fbank``, without deltas or context.
     normalize : torch.nn.Module, optional
         As ``speechbrain.processing.features.InputNormalization``.
     cnn : ConvolutionFrontEnd, optional
@@ -91,6 +93,12 @@ class SpeechBrainEncoder(LayerwiseEncoder):
         augment: torch.nn.Module | None = None,
     ):
         super().__init__()
+        for neighbours in ("deltas", "context"):
+            if getattr(compute_features, neighbours, False):
+                raise ValueError(
+                    f"compute_features: {neighbours} looks past the end of an "
+                    f"utterance into its padding. Set {neighbours}: False."
+                )
         self.transformer = transformer
         self.compute_features = compute_features
         self.normalize = normalize
@@ -99,7 +107,6 @@ class SpeechBrainEncoder(LayerwiseEncoder):
         self.output_size = transformer.encoder.norm.norm.normalized_shape[0]
         # A Branchformer mirrors an utterance at its end, which takes more
         # frames than half its kernel.
-        self.least_frames = 1
         for layer in self.layers:
             if isinstance(layer, BranchformerEncoderLayer):
                 kernel = layer.convolution_branch.csgu.conv.kernel_size
@@ -128,7 +135,9 @@ class SpeechBrainEncoder(LayerwiseEncoder):
         beyond = time >= samples.to(wavs.device)[:, None]
         features = self.compute_features(wavs.masked_fill(beyond, 0.0))
         frames = self._feature_frames(samples)
-        lengths = (frames / features.shape[1]).to(features.device)
+        # A quarter of a frame less, so that SpeechBrain's masks, which multiply
+        # by the time again and round up or to the nearest, count right.
+        lengths = ((frames - 0.25) / features.shape[1]).to(features.device)
         if self.normalize is not None:
             features = self.normalize(features, lengths)
         if self.training and self.augment is not None:
@@ -155,7 +164,7 @@ class SpeechBrainEncoder(LayerwiseEncoder):
         if self.transformer.attention_type == "RelPosMHAXL":
             positions = self.transformer.positional_encoding(hidden)
         return {
-            "padding": mask if bool((frames < hidden.shape[1]).any()) else None,
+            "padding": mask if is_padded(hidden, frames) else None,
             "positions": positions,
             "causal": make_transformer_src_mask(
                 hidden, causal=self.transformer.causal
@@ -167,8 +176,8 @@ class SpeechBrainEncoder(LayerwiseEncoder):
         time = hidden.shape[1]
         padding, positions, causal = context.values()
         if padding is not None:
-            shorter = bool((frames < time).any())
-            padding = padding[rows, :time] if shorter else None
+            cut = padding[rows, :time]
+            padding = cut if is_padded(hidden, frames) else None
         if positions is not None:
             # (1, 2 T - 1, channel), distance 0 in the middle
             middle = positions.shape[1] // 2

@@ -59,7 +59,7 @@ def ctc_nbest(
     beam_size : int, optional
         How many prefixes are held, at least ``k``. flashlight counts a prefix
         that ends in a blank apart from the same one that does not, hence
-        ``2 * k`` unless given.
+        ``2 * k`` unless given; on CUDA ``k``.
     beam_size_token : int, optional
         How many labels are tried at each frame; all of them unless given.
         CPU only.
@@ -82,13 +82,14 @@ def ctc_nbest(
     (1,) 0.8
     () 0.2
     """
-    beam_size = 2 * k if beam_size is None else beam_size
+    on_gpu = log_probs.is_cuda
+    if beam_size is None:
+        beam_size = k if on_gpu else 2 * k
     if not 1 <= k <= beam_size:
         raise ValueError(
             f"k must be from 1 to the beam size ({beam_size}), not {k}"
         )
     vocabulary = log_probs.shape[-1]
-    on_gpu = log_probs.is_cuda
     if on_gpu and (
         blank_index != 0 or beam_size > min(vocabulary, _CUDA_BEAM_LIMIT)
     ):

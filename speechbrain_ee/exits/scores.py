@@ -256,7 +256,8 @@ def frame_entropy(
             f"there are {', '.join(divisors)}"
         )
     log_probs = output.log_probs.clamp(min=_LOWEST)
-    negative = torch.linalg.vecdot(log_probs.exp(), log_probs)
+    # Not vecdot, which autocast does in half precision.
+    negative = (log_probs.exp() * log_probs).sum(dim=-1)
     return -_mean_over_frames(negative, output) / divisors[normalization]
 
 
@@ -443,7 +444,7 @@ def kl_to_previous(output: ExitOutput) -> torch.Tensor:
     probs = output.log_probs.exp()
     before = output.previous.log_probs.masked_fill(probs == 0, 0.0)
     log_ratio = output.log_probs.clamp(min=_LOWEST) - before
-    divergence = torch.linalg.vecdot(probs, log_ratio)
+    divergence = (probs * log_ratio).sum(dim=-1)
     return _mean_over_frames(divergence, output).masked_fill(
         has_nan(output.previous), math.nan
     )

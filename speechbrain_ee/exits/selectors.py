@@ -284,6 +284,7 @@ class _Cap(ExitSelector):
         self.selector = get_selector("never" if selector is None else selector)
         super().__init__(self.selector.scores, self.selector.history)
         self.hidden = self.selector.hidden
+        self.threshold = self.selector.threshold
 
     def prepare(self, exit_layers, macs=None) -> None:
         """See :class:`ExitSelector`."""

@@ -167,7 +167,8 @@ class CTCHeads(torch.nn.Module):
 def _check_same_exits(heads, state_dict, prefix, *_):
     """Say which exits differ, before torch lists missing keys."""
     start = f"{prefix}linear."
-    found = {k[len(start) :].split(".")[0] for k in state_dict if start in k}
+    heads_in = [k[len(start) :] for k in state_dict if k.startswith(start)]
+    found = {k.split(".")[0] for k in heads_in}
     if found and found != set(heads.linear):
         raise ValueError(
             f"This checkpoint has heads at exits {_listed(found)}, the model "

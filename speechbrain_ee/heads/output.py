@@ -30,7 +30,8 @@ class ExitOutput:
     ids : list of str, optional
         Names of the utterances.
     hidden : torch.Tensor, optional
-        The state that the head read, of shape (batch, time, channel).
+        The encoder's state at this exit, before any norm, of shape
+        (batch, time, channel).
     previous : ExitOutput, optional
         What the exit before this one said about the same utterances.
 
@@ -108,16 +109,21 @@ class ExitOutput:
         Returns
         -------
         ExitOutput
-            A new object; the old one is left alone.
+            A new object without the padding that none of them needs; the old
+            one is left alone.
         """
         rows = torch.as_tensor(rows, dtype=torch.long)
-        on_device = rows.to(self.log_probs.device)
+        frames = self.frames[rows]
+
+        def cut(x):
+            return x[:, : int(frames.max())][rows.to(x.device)]
+
         return replace(
             self,
-            log_probs=self.log_probs[on_device],
-            frames=self.frames[rows],
+            log_probs=cut(self.log_probs),
+            frames=frames,
             ids=None if self.ids is None else [self.ids[i] for i in rows],
-            hidden=None if self.hidden is None else self.hidden[on_device],
+            hidden=None if self.hidden is None else cut(self.hidden),
             previous=self.previous.keep(rows, history - 1)
             if self.previous is not None and history > 0
             else None,

@@ -117,4 +117,5 @@ def sum_exit_losses(
     tensor(1.3750)
     """
     per_label = losses / token_counts.clamp_min(1)
-    return weights.to(losses) @ per_label.mean(dim=1)
+    # Not a product of matrices, which autocast would do in half precision.
+    return (weights.to(losses) * per_label.mean(dim=1)).sum()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_ee.corpora.librispeech import make_librispeech
@@ -67,6 +68,10 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
     missing = [f for f in listed.split(",") if not (tmp_path / f).is_file()]
     assert missing == []
 
+    log = (tmp_path / "train_log.txt").read_text()
+    for layer in (2, 4, 6, 8, 10, 12):
+        assert f"valid WER_exit{layer}: " in log
+
     traces = pd.read_csv(tmp_path / "traces_test.csv")
     assert traces["exit_layer"].unique().tolist() == [2, 4, 6, 8, 10, 12]
     assert (traces["exit_layer"] == traces["layers_run"]).all()
@@ -83,6 +88,22 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
     assert curve["error_rate"][0] == pytest.approx(rate)
     report = (tmp_path / "wer_test_exit12.txt").read_text()
     assert report.startswith(f"%WER {rate:.2f}")
+
+
+@pytest.mark.parametrize(
+    ("hparam_file", "millions"),
+    [
+        ("LibriSpeech/hparams/conformer_ctc_ee.yaml", 31.47),  # paper: 31.0
+        ("LibriSpeech/hparams/conformer_ctc_ee_small.yaml", 2.06),
+    ],
+)
+def test_the_model_has_the_size_it_should(hparam_file, millions, tmp_path):
+    settings = {"data_folder": "", "output_folder": str(tmp_path)}
+    with open(ROOT / "recipes" / hparam_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, settings)
+    modules = torch.nn.ModuleDict(hparams["modules"])
+    count = sum(p.numel() for p in modules.parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name)

@@ -20,8 +20,8 @@ from speechbrain_ee.heads import CTCHeads
 from speechbrain_ee.runtime import EarlyExitLoop
 from tests.unit.encoders.backbones import BACKBONES, build
 
-EXITS = [1, 2, 4]
-LENGTHS = (9000, 16000, 12345, 16000 - 37, 10000)
+EXITS = [1, 2, 3, 4]
+LENGTHS = (9000, 16000, 12345, 16000 - 37, 8000)
 IDS = ["a", "b", "c", "d", "e"]
 SCORES = [
     "entropy",
@@ -69,7 +69,7 @@ def batch_of(wavs):
 def median_threshold(name, outputs):
     """A threshold that splits the batch, in the widest gap near the middle."""
     score = get_score(name, **({"k": 4} if "sentence" in name else {}))
-    values = [score(o[k]).item() for o in outputs.values() for k in (1, 2)]
+    values = [score(o[k]).item() for o in outputs.values() for k in EXITS[:3]]
     values = sorted(v for v in values if v == v)
     gaps = [b - a for a, b in zip(values, values[1:])]
     middle = range(len(gaps) // 4, max(1, 3 * len(gaps) // 4) + 1)
@@ -166,9 +166,10 @@ def test_the_account_given_on_the_way_is_that_of_the_exit():
     assert [(k, ids) for k, ids, _ in seen] == [
         (1, ["x", "y"]),
         (2, ["y"]),
+        (3, ["y"]),
         (4, ["y"]),
     ]
-    assert seen[0][2][0] == left.macs[0] and seen[2][2][0] == left.macs[1]
+    assert seen[0][2][0] == left.macs[0] and seen[3][2][0] == left.macs[1]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -216,12 +217,54 @@ def test_a_selector_that_does_not_fit_the_exits_is_refused():
 
 
 @pytest.mark.parametrize("batch", [1, 32])
-def test_batches_of_one_and_of_many_under_autocast(batch):
-    loop = small_loop(Patience(2))
+@pytest.mark.parametrize("name", SCORES)
+def test_batches_of_one_and_of_many_under_autocast(batch, name):
+    options = {"k": 4} if "sentence" in name else {}
+    score = get_score(name, **options)
+    values = {}
+    loop = small_loop(NeverLeave())
+    loop = EarlyExitLoop(
+        loop.encoder, loop.heads, NeverLeave(), loop.costs, watched=[score]
+    )
+
+    def note(output, account):
+        values[output.exit_layer] = score(output)
+
     wavs = torch.randn(batch, 6000)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        left = loop(wavs)
-    assert left.exit_layer.shape == (batch,)
+        left = loop(wavs, on_exit=note)
+    assert left.exit_layer.tolist() == [4] * batch
+    assert all(v.dtype == torch.float32 for v in values.values())
+
+
+@pytest.mark.parametrize("name", ["kl_to_previous", "state_similarity"])
+def test_what_the_exit_before_said_is_cut_with_the_batch(name):
+    score, seen = get_score(name), {}
+    loop = small_loop(Oracle({"long": 1, "short": 4}))
+    watching = EarlyExitLoop(
+        loop.encoder, loop.heads, loop.selector, loop.costs, watched=[score]
+    )
+
+    def note(output, account):
+        seen[output.exit_layer] = score(output)[-1].item()
+
+    wavs = torch.randn(2, 16000)
+    wavs[1, 7000:] = 0
+    watching(wavs, torch.tensor([1, 7 / 16]), ["long", "short"], on_exit=note)
+    alone = EarlyExitLoop(
+        loop.encoder, loop.heads, NeverLeave(), loop.costs, watched=[score]
+    )
+    together = dict(seen)
+    alone(wavs[1:, :7000], ids=["short"], on_exit=note)
+    for k in (2, 3, 4):
+        assert together[k] == pytest.approx(seen[k], abs=1e-5)
+
+
+def test_a_selector_may_be_named():
+    loop = small_loop({"selector": "fixed", "layer": 2})
+    assert loop(torch.randn(1, 16000)).exit_layer.tolist() == [2]
+    with pytest.raises(ValueError, match="threshold"):
+        small_loop("treshold")
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_ee.brains import EarlyExitCTC
 from speechbrain_ee.heads import CTCHeads
@@ -20,6 +21,7 @@ class Labels:
     def __init__(self, count):
         self.sp = self
         self.vocab_size = lambda: count
+        self.decode_ids = lambda ids: " ".join("abcde"[i] for i in ids)
 
 
 def make_brain(exit_layers=(2, NUM_LAYERS), labels=5, **settings):
@@ -31,7 +33,10 @@ def make_brain(exit_layers=(2, NUM_LAYERS), labels=5, **settings):
             "exits": CTCHeads(exit_layers, encoder.output_size, vocab_size=5),
         },
         opt_class=torch.optim.AdamW,
-        hparams={"sample_rate": 16000},
+        hparams={
+            "sample_rate": 16000,
+            "error_rate_computer": ErrorRateStats,
+        },
         **settings,
     )
 
@@ -126,9 +131,22 @@ def test_targets_longer_than_their_frames_are_named_before_training():
     }
     dataset = DynamicItemDataset(items)
     with pytest.raises(ValueError, match=r"1 targets.*long \(13 frames, 15"):
-        brain.check_targets(dataset)
+        brain.check_lengths(dataset, targets=True)
+    brain.check_lengths(dataset)  # tests need no room for their targets
     del items["long"]
-    brain.check_targets(DynamicItemDataset(items))
+    brain.check_lengths(DynamicItemDataset(items), targets=True)
+
+
+def test_utterances_too_short_for_the_encoder_are_named():
+    brain = make_brain()
+    tokens = torch.tensor([1])
+    items = {"brief": {"duration": 0.001, "tokens": tokens}}
+    with pytest.raises(ValueError, match="brief .*min_duration"):
+        brain.check_lengths(DynamicItemDataset(items))
+
+
+def test_labels_that_the_tokenizer_does_not_know_are_left_out():
+    assert make_brain(labels=3).decode([(1, 4, 2), ()]) == ["b c", ""]
 
 
 def test_weights_of_the_exits_count():
@@ -139,3 +157,18 @@ def test_weights_of_the_exits_count():
     for one in (brain, last):
         one.modules.eval()
     assert loss_of(last, "a") < loss_of(brain, "a")
+
+
+def test_it_fits_and_evaluates_with_no_more_than_it_must_be_given():
+    brain = make_brain()
+    brain.noprogressbar = True
+    batches = [batch_of(*"abc")]
+    before = brain.evaluate(batches_loader(batches))
+    brain.fit(range(1, 4), batches_loader(batches), batches_loader(batches))
+    assert brain.evaluate(batches_loader(batches)) < before
+
+
+def batches_loader(batches):
+    return torch.utils.data.DataLoader(
+        batches, batch_size=None, collate_fn=lambda batch: batch
+    )

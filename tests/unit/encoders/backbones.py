@@ -71,7 +71,7 @@ def speechbrain_backbone(encoder_module, attention_type, causal=False):
     return Backbone(encoder.eval(), stock_states)
 
 
-def huggingface_backbone(model_type, stable=False):
+def huggingface_backbone(model_type, stable=False, **config):
     """A small model of the base or of the stable-layer-norm (large) kind."""
     encoder = HuggingFaceEncoder(
         model_type,
@@ -87,8 +87,12 @@ def huggingface_backbone(model_type, stable=False):
             "do_stable_layer_norm": stable,
             "feat_extract_norm": "layer" if stable else "group",
             "conv_bias": stable,
+            **config,
         },
     )
+    for norm in encoder.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(norm.bias)
 
     def stock_states(wavs):
         centred = wavs - wavs.mean()
@@ -133,6 +137,12 @@ BACKBONES |= {
     )
     for model in ("wav2vec2", "hubert", "wavlm")
     for stable in (False, True)
+}
+BACKBONES |= {
+    "hubert-batch-norm": (
+        lambda: huggingface_backbone("hubert", conv_pos_batch_norm=True),
+        (),
+    )
 }
 
 

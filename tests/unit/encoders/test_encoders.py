@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from speechbrain.lobes.features import Fbank
 
+from speechbrain_ee.encoders import SpeechBrainEncoder
 from tests.unit.encoders.backbones import BACKBONES, NUM_LAYERS, build
 
-LENGTHS = (16000, 9000, 12345, 16000 - 37)
+LENGTHS = (16000, 9000, 12345, 16000 - 37, 8000)
 
 
 @pytest.fixture(params=BACKBONES)
@@ -61,7 +63,7 @@ def test_a_padded_batch_equals_each_utterance_alone(backbone, wavs):
 def test_rows_that_stay_are_not_touched_by_rows_that_leave(backbone, wavs):
     encoder = backbone.encoder
     state = encoder.begin(*padded(wavs))
-    for stay in ([0, 1, 2], [2, 1], [0], [0]):  # left at last: wavs[2]
+    for stay in ([0, 1, 2, 4], [2, 1], [0], [0]):  # left at last: wavs[2]
         state = encoder.step(encoder.keep(state, stay))
     assert state.layer == NUM_LAYERS
     assert state.hidden.shape[1] == state.frames.max()
@@ -125,6 +127,13 @@ def test_a_checkpoint_with_other_layers_is_refused(backbone):
 def test_impossible_layers_are_refused(backbone, wavs, layers, fault):
     with pytest.raises(ValueError, match=fault):
         backbone.encoder(wavs[0][None], layers=layers)
+
+
+@pytest.mark.parametrize("neighbours", ["deltas", "context"])
+def test_features_that_look_into_the_padding_are_refused(neighbours):
+    transformer = build("transformer-RoPEMHA").encoder.transformer
+    with pytest.raises(ValueError, match=f"Set {neighbours}: False"):
+        SpeechBrainEncoder(transformer, Fbank(**{neighbours: True}))
 
 
 def test_an_utterance_without_frames_is_named(backbone, wavs):

@@ -74,6 +74,29 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
         HuggingFaceEncoder(str(tmp_path))
 
 
+def test_a_checkpoint_with_fewer_layers_is_refused(tmp_path):
+    save_pretrained(tmp_path, "wavlm")
+    with pytest.raises(ValueError, match="num_hidden_layers: 4 its own"):
+        HuggingFaceEncoder(str(tmp_path), config={"num_hidden_layers": 4})
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_an_unknown_entry_of_the_configuration_is_named(tmp_path, pretrained):
+    save_pretrained(tmp_path, "hubert")
+    with pytest.raises(ValueError, match="no num_hiden_layers"):
+        HuggingFaceEncoder(
+            str(tmp_path), pretrained, config={"num_hiden_layers": 1}
+        )
+
+
+def test_a_folder_without_preprocessor_asks_about_normalisation(tmp_path):
+    save_pretrained(tmp_path, "wav2vec2")
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="normalize_wav: True or False"):
+        HuggingFaceEncoder(str(tmp_path))
+    assert HuggingFaceEncoder(str(tmp_path), normalize_wav=True).normalize_wav
+
+
 def test_an_adapter_is_refused(tmp_path):
     config = transformers.Wav2Vec2Config(**SMALL, add_adapter=True)
     config.save_pretrained(tmp_path)

@@ -99,6 +99,7 @@ def test_decoders_are_built_once(reading):
     assert nbest._decoder.cache_info().misses == 1
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("blank_index", [0, 1])
 def test_gpu_equals_cpu(reading, blank_index):
