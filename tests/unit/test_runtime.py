@@ -123,7 +123,7 @@ def test_each_utterance_of_a_batch_leaves_as_it_would_alone(model):
             for name, k in zip(IDS, exits)
         ], kind
         mixed += len(set(exits)) > 1
-    assert mixed >= 6  # the batch really was split, many times
+    assert mixed >= 4  # the batch really was split, not by one selector alone
 
 
 def test_nothing_behind_the_last_departure_runs(model):
@@ -212,8 +212,8 @@ def test_exits_outside_the_encoder_are_refused():
 
 
 def test_a_selector_that_does_not_fit_the_exits_is_refused():
-    with pytest.raises(ValueError, match="3"):
-        small_loop(FixedLayer(3))
+    with pytest.raises(ValueError, match="5"):
+        small_loop(FixedLayer(5))
 
 
 @pytest.mark.parametrize("batch", [1, 32])

@@ -92,7 +92,7 @@ def huggingface_backbone(model_type, stable=False, **config):
     )
     for norm in encoder.modules():
         if isinstance(norm, torch.nn.BatchNorm1d):
-            torch.nn.init.normal_(norm.bias)
+            torch.nn.init.normal_(norm.bias, std=0.2)
 
     def stock_states(wavs):
         centred = wavs - wavs.mean()
