@@ -48,10 +48,10 @@ def name(row):
     return Path(row["Hparam_file"]).stem
 
 
-def run(row, corpora, output_folder, *more):
+def run(row, corpora, output_folder, *more, launcher=(sys.executable,)):
     """The recipe in a process of its own, from the root of the project."""
     command = [
-        *(sys.executable, row["Script_file"], row["Hparam_file"]),
+        *(*launcher, row["Script_file"], row["Hparam_file"]),
         *(flag.replace("tests/tmp", str(corpora)) for flag in flags(row)),
         f"--output_folder={output_folder}",
         *("--device=cpu", "--noprogressbar", *more),
@@ -88,6 +88,18 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
     assert curve["error_rate"][0] == pytest.approx(rate)
     report = (tmp_path / "wer_test_exit12.txt").read_text()
     assert report.startswith(f"%WER {rate:.2f}")
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(corpora, tmp_path):
+    small = next(row for row in ROWS if name(row) == "conformer_ctc_ee_small")
+    torchrun = (sys.executable, "-m", "torch.distributed.run")
+    done = run(
+        *(small, corpora, tmp_path, "--debug", "--distributed_backend=gloo"),
+        launcher=(*torchrun, "--standalone", "--nproc_per_node=2"),
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert len(pd.read_csv(tmp_path / "curve_test.csv")) == 4
 
 
 @pytest.mark.parametrize(
