@@ -273,6 +273,9 @@ def main() -> None:
     parser.add_argument("--training-utterances", type=int, default=4)
     parser.add_argument("--mean-exit", type=float, default=6.0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--part", choices=["inference", "training"], help="default: both"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -291,12 +294,14 @@ def main() -> None:
         f"{args.threads} thread(s), median of {args.repeats} interleaved runs, "
         f"torch {torch.__version__}"
     )
-    with torch.no_grad():
-        wavs, wav_lens, seconds = batch(args.utterances)
-        speak_at(model, wavs, wav_lens, seconds)
-        inference(model, wavs, wav_lens, args.mean_exit, args.repeats)
-    wavs, wav_lens, _ = batch(args.training_utterances)
-    training(model, wavs, wav_lens, args.repeats)
+    if args.part != "training":
+        with torch.no_grad():
+            wavs, wav_lens, seconds = batch(args.utterances)
+            speak_at(model, wavs, wav_lens, seconds)
+            inference(model, wavs, wav_lens, args.mean_exit, args.repeats)
+    if args.part != "inference":
+        wavs, wav_lens, _ = batch(args.training_utterances)
+        training(model, wavs, wav_lens, args.repeats)
 
 
 if __name__ == "__main__":
