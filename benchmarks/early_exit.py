@@ -86,7 +86,7 @@ MODELS = {"conformer": conformer, "wav2vec2": wav2vec2}
 
 
 def stock_layers(model: Model, state):
-    """The library's own encoder, and the same heads on its hidden states."""
+    """The library's own layers, and the same heads on their states."""
     encoder = model.encoder
     if isinstance(encoder, SpeechBrainEncoder):
         output, _, hidden = encoder.transformer.encoder(

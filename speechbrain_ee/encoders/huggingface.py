@@ -91,8 +91,6 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         config: dict | None = None,
     ):
         super().__init__()
-        # Eager attention of two model types and sdpa of the third both take
-        # the additive mask made below; flash attention does not.
         settings = {
             "layerdrop": 0.0,
             "apply_spec_augment": apply_spec_augment,
