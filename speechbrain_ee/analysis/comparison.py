@@ -1,0 +1,201 @@
+"""Several runs on one picture.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from speechbrain_ee.analysis.plots import draw_runs
+from speechbrain_ee.analysis.replay import fixed_exits, outcome, sweep
+from speechbrain_ee.analysis.report import (
+    Part,
+    Section,
+    between,
+    save_picture,
+    traced_sets,
+    write_html,
+)
+from speechbrain_ee.analysis.statistics import Bootstrap, exit_table
+from speechbrain_ee.analysis.traces import Traces, read_traces
+from speechbrain_ee.files import replacing
+
+
+def compare_runs(
+    runs: Sequence[str | Path],
+    folder: str | Path,
+    set_name: str | None = None,
+    score: str = "entropy",
+) -> Path:
+    """Draw runs against depth, MACs and seconds, and table their exits.
+
+    Runs with several exits are curves, those with one are points.
+
+    Arguments
+    ---------
+    runs : sequence of str or Path
+        Folders of runs.
+    folder : str or Path
+        Where ``comparison.html``, ``comparison.png`` and ``comparison.csv`` go.
+    set_name : str, optional
+        The set; the first test set of the first run by default.
+    score : str
+        Whose thresholds are drawn.
+
+    Returns
+    -------
+    Path
+        The HTML file.
+
+    Raises
+    ------
+    ValueError
+        If a run lacks the set or the score, two runs have the same name, or
+        the utterances of the runs differ.
+    """
+    folder = Path(folder)
+    set_name = set_name or traced_sets(runs[0])[0]
+    names = _names([Path(run).resolve() for run in runs])
+    traces = {
+        name: _read(run, set_name, score)
+        for name, run in zip(names, runs, strict=True)
+    }
+    _check_same_utterances(traces)
+    curves = {
+        name: sweep(one, [score])
+        for name, one in traces.items()
+        if len(one.exit_layers) > 1
+    }
+    table = pd.concat(
+        [_exits_of(name, one) for name, one in traces.items()],
+        ignore_index=True,
+    )
+    points = table[~table["run"].isin(list(curves))]
+    figure = draw_runs(curves, points, score, set_name)
+    folder.mkdir(parents=True, exist_ok=True)
+    utterances = len(traces[names[0]])
+    section = Section(
+        title=set_name,
+        summary=f"{len(traces)} runs on the same {utterances} utterances.",
+    )
+    caption = (
+        f"Lines: thresholds on {score}, replayed; dotted: leaving at random; "
+        "stars: the oracle; squares: models with a single exit."
+    )
+    section.parts.append(save_picture(folder, "comparison", figure, caption))
+    section.parts.append(Part("Every exit of every run", table=_tell(table)))
+    pairs = _pairs(traces)
+    if len(pairs):
+        section.parts.append(
+            Part(
+                "Early exits against models of the same depth",
+                "WER of an exit minus that of the model with as many layers; "
+                "below 0 the early exit is better. Paired bootstrap.",
+                pairs,
+            )
+        )
+    with replacing(folder / "comparison.csv") as file:
+        table.to_csv(file, index=False, float_format="%.7g")
+    write_html(
+        folder / "comparison.html",
+        "Runs compared",
+        ", ".join(names),
+        [section],
+    )
+    return folder / "comparison.html"
+
+
+def _names(runs: list[Path]) -> list[str]:
+    """The last part of each path that tells them apart."""
+    for parts in (1, 2, 3):
+        names = ["/".join(run.parts[-parts:]) for run in runs]
+        if len(set(names)) == len(runs):
+            return names
+    raise ValueError(
+        f"The same run twice: {', '.join(map(str, runs))}. Name each once."
+    )
+
+
+def _read(run, set_name, score) -> Traces:
+    path = Path(run) / f"traces_{set_name}.csv"
+    if not path.is_file():
+        raise ValueError(
+            f"{run} has no {path.name}; it has traces of "
+            f"{', '.join(traced_sets(run))}: choose one with --set."
+        )
+    traces = read_traces(path)
+    if score not in traces.scores and len(traces.exit_layers) > 1:
+        raise ValueError(
+            f"{path} has no score {score!r}; it has "
+            f"{', '.join(traces.scores) or 'none'}: choose one with --score."
+        )
+    return traces
+
+
+def _check_same_utterances(traces: dict[str, Traces]) -> None:
+    (first, one), *others = traces.items()
+    for name, other in others:
+        if set(other.ids) != set(one.ids):
+            raise ValueError(
+                f"{first} and {name} were not evaluated on the same "
+                f"utterances ({len(one)} and {len(other)}): their error rates "
+                "cannot be compared."
+            )
+
+
+def _exits_of(name: str, traces: Traces) -> pd.DataFrame:
+    costs = outcome(traces, fixed_exits(traces))
+    rates = exit_table(traces)[["exit_layer", "low", "high"]]
+    return pd.concat([rates, costs], axis=1).assign(run=name)
+
+
+def _tell(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "run": table["run"],
+            "exit": table["exit_layer"].astype(str),
+            "WER": [
+                between(row.error_rate, row.low, row.high)
+                for row in table.itertuples(index=False)
+            ],
+            "GMACs": [f"{x / 1e9:.3f}" for x in table["macs"]],
+            "seconds": [f"{x:.2f}" for x in table["seconds"]],
+        }
+    )
+
+
+def _pairs(traces: dict[str, Traces]) -> pd.DataFrame:
+    rows = []
+    singles = {k: v for k, v in traces.items() if len(v.exit_layers) == 1}
+    for name, one in traces.items():
+        if name in singles:
+            continue
+        bootstrap = Bootstrap(len(one))
+        for other_name, other in singles.items():
+            layer = other.exit_layers[0]
+            if layer not in one.exit_layers:
+                continue
+            order = {utterance: row for row, utterance in enumerate(other.ids)}
+            others = other.errors[[order[i] for i in one.ids], 0]
+            errors = one.errors[:, np.searchsorted(one.exit_layers, layer)]
+            difference = bootstrap.difference_interval(
+                errors, others, one.ref_len
+            )
+            rows.append(
+                {
+                    "early exits": f"{name}, exit {layer}",
+                    "single exit": other_name,
+                    "WER": f"{100 * errors.sum() / one.ref_len.sum():.1f}",
+                    "WER of the single": (
+                        f"{100 * others.sum() / one.ref_len.sum():.1f}"
+                    ),
+                    "difference": between(*difference),
+                }
+            )
+    return pd.DataFrame(rows)

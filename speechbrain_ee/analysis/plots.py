@@ -1,0 +1,266 @@
+"""Pictures: error rate against depth, and where utterances leave.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#8F7A00",
+)
+GREY = "#8A8A8A"
+AXES = {
+    "mean_exit_layer": "mean exit layer",
+    "macs": "GMACs per utterance",
+    "seconds": "seconds for the set",
+}
+_SCALES = {"macs": 1e-9}
+_CONTROLS = ("fixed", "random", "oracle", "patience")
+
+
+def draw_curves(
+    curve: pd.DataFrame,
+    exits: pd.DataFrame | None = None,
+    loops: pd.DataFrame | None = None,
+    title: str = "",
+) -> Figure:
+    """Error rate against mean exit layer, for every selector of a run.
+
+    Arguments
+    ---------
+    curve : pandas.DataFrame
+        As ``curve_<set>.csv``.
+    exits : pandas.DataFrame, optional
+        Error rate of each exit with its interval: the columns exit_layer,
+        error_rate, low, high.
+    loops : pandas.DataFrame, optional
+        As ``loop_<set>.csv``: drawn as crosses, what the loop measured.
+    title : str
+        Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> columns = ["selector", "threshold", "mean_exit_layer", "error_rate"]
+    >>> rows = [("entropy", 0.1, 2.0, 20.0), ("entropy", 0.01, 6.0, 9.0)]
+    >>> figure = draw_curves(pd.DataFrame(rows, columns=columns))
+    >>> figure.axes[0].get_xlabel()
+    'mean exit layer'
+    """
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    _draw_scores(axes, curve)
+    if exits is not None:
+        axes.errorbar(
+            exits["exit_layer"],
+            exits["error_rate"],
+            yerr=[
+                exits["error_rate"] - exits["low"],
+                exits["high"] - exits["error_rate"],
+            ],
+            fmt="o",
+            color="black",
+            capsize=3,
+            markersize=5,
+            linewidth=1,
+            label="one exit for all (95% interval)",
+        )
+    if loops is not None:
+        axes.plot(
+            loops["mean_exit_layer"],
+            loops["error_rate"],
+            "x",
+            color="black",
+            markersize=7,
+            label="measured by the loop",
+        )
+    _finish(axes, "mean_exit_layer", curve["error_rate"], title)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_runs(
+    curves: Mapping[str, pd.DataFrame],
+    points: pd.DataFrame,
+    score: str,
+    title: str = "",
+) -> Figure:
+    """Several runs on one picture: against depth, MACs and seconds.
+
+    Arguments
+    ---------
+    curves : mapping
+        Name of a run with early exits to its curve.
+    points : pandas.DataFrame
+        Models with a single exit: the columns run, mean_exit_layer, macs,
+        seconds, error_rate, low, high.
+    score : str
+        Whose thresholds are drawn; the oracle bounds and the random selector
+        floors it.
+    title : str
+        Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> columns = ["selector", "mean_exit_layer", "macs", "seconds"]
+    >>> columns += ["error_rate"]
+    >>> rows = [("entropy", 2.0, 1e9, 1.0, 20.0), ("entropy", 6.0, 3e9, 3.0, 9)]
+    >>> curve = pd.DataFrame(rows, columns=columns)
+    >>> points = pd.DataFrame(columns=[*columns, "run", "low", "high"])
+    >>> len(draw_runs({"mine": curve}, points, "entropy").axes)
+    3
+    """
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(AXES), sharey=True)
+    rates = [curve["error_rate"] for curve in curves.values()]
+    rates = pd.concat([*rates, points["error_rate"].astype(float)])
+    for axes, column in zip(panels, AXES, strict=True):
+        scale = _SCALES.get(column, 1)
+        for colour, (name, curve) in zip(_cycle(), curves.items()):
+            for selector, style in (
+                (score, {"linewidth": 2, "label": f"{name}: {score}"}),
+                ("random", {"linestyle": ":", "label": f"{name}: random"}),
+                ("oracle", {"marker": "*", "label": f"{name}: oracle"}),
+            ):
+                part = curve[curve["selector"] == selector]
+                axes.plot(
+                    part[column] * scale,
+                    part["error_rate"],
+                    color=colour,
+                    **style,
+                )
+        for colour, (_, point) in zip(
+            _cycle(start=len(curves)), points.iterrows()
+        ):
+            rate = point["error_rate"]
+            axes.errorbar(
+                [point[column] * scale],
+                [rate],
+                yerr=[[rate - point["low"]], [point["high"] - rate]],
+                fmt="s",
+                color=colour,
+                capsize=3,
+                label=point["run"],
+            )
+        _finish(axes, column, rates, "")
+    for axes in panels[1:]:
+        axes.set_ylabel("")
+    figure.suptitle(title)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
+def draw_exits(
+    shares: Mapping[str, Sequence[float]],
+    exit_layers: Sequence[int],
+    title: str = "",
+) -> Figure:
+    """Where utterances leave, as bars side by side.
+
+    Arguments
+    ---------
+    shares : mapping
+        Name of a selector, or of a group of utterances, to the share of
+        utterances that leave at each exit.
+    exit_layers : sequence of int
+        The exits.
+    title : str
+        Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> figure = draw_exits({"entropy": [0.75, 0.25]}, [2, 4])
+    >>> [float(bar.get_height()) for bar in figure.axes[0].patches]
+    [75.0, 25.0]
+    """
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / max(len(shares), 1)
+    for row, (colour, (name, share)) in enumerate(
+        zip(_cycle(), shares.items())
+    ):
+        places = np.arange(len(exit_layers)) + (row + 0.5) * width - 0.4
+        heights = 100 * np.asarray(share)
+        axes.bar(places, heights, 0.92 * width, color=colour, label=name)
+    axes.set_xticks(range(len(exit_layers)), exit_layers)
+    axes.set_xlabel("exit layer")
+    axes.set_ylabel("utterances (%)")
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_scores(axes: Axes, curve: pd.DataFrame) -> None:
+    names = [s for s in curve["selector"].unique() if s not in _CONTROLS]
+    for colour, name in zip(_cycle(), names):
+        part = curve[curve["selector"] == name]
+        axes.plot(
+            part["mean_exit_layer"],
+            part["error_rate"],
+            color=colour,
+            linewidth=1.8,
+            label=name.replace("_", " "),
+        )
+    for name, style in (
+        ("random", {"linestyle": ":", "color": GREY, "label": "random"}),
+        ("patience", {"marker": "D", "linestyle": "", "color": GREY}),
+        ("oracle", {"marker": "*", "linestyle": "", "color": "#B8860B"}),
+    ):
+        part = curve[curve["selector"] == name]
+        if len(part):
+            axes.plot(
+                part["mean_exit_layer"],
+                part["error_rate"],
+                **{"label": name, "markersize": 6, **style},
+            )
+
+
+def _finish(axes: Axes, column: str, rates: pd.Series, title: str) -> None:
+    axes.set_xlabel(AXES[column])
+    axes.set_ylabel("word error rate (%)")
+    axes.set_ylim(0, 1.08 * rates.max())
+    axes.set_title(title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _cycle(start: int = 0):
+    """The colours over and over, so that no curve is left out."""
+    while True:
+        yield COLOURS[start % len(COLOURS)]
+        start += 1

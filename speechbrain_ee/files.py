@@ -1,0 +1,45 @@
+"""Files that are whole or not there at all.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file under another name, and rename it once it is complete.
+
+    A process that is killed in between leaves what was there before.
+
+    Arguments
+    ---------
+    path : str or Path
+        Where the file goes.
+
+    Yields
+    ------
+    Path
+        Where to write it, in the same folder.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "curve.csv"
+    >>> with replacing(path) as file:
+    ...     _ = file.write_text("selector")
+    >>> path.read_text()
+    'selector'
+    """
+    path = Path(path)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
