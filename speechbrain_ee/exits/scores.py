@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from speechbrain_ee.exits.nbest import ctc_nbest
 from speechbrain_ee.heads.output import ExitOutput
+from speechbrain_ee.overrides import nearest
 
 SCORES: dict[str, Callable[..., torch.Tensor]] = {}
 
@@ -147,10 +148,11 @@ def get_score(spec, **options) -> Score:
 
     Arguments
     ---------
-    spec : str, Callable, functools.partial or Score
-        Name of a score, a registered function, such a function with options
-        (what ``!name:`` gives in HyperPyYAML) or a score, returned with the
-        further options set.
+    spec : str, Mapping, Callable, functools.partial or Score
+        Name of a score, a mapping with the name as "score" and the options
+        beside it, a registered function, such a function with options (what
+        ``!name:`` gives in HyperPyYAML) or a score, returned with the further
+        options set.
     **options
         Keyword arguments of the function.
 
@@ -167,9 +169,14 @@ def get_score(spec, **options) -> Score:
     -------
     >>> get_score("sentence_confidence", k=10).options
     {'k': 10}
+    >>> get_score({"score": "entropy", "normalization": "unit"}).options
+    {'normalization': 'unit'}
     >>> get_score(partial(frame_entropy, normalization="unit")).name
     'entropy'
     """
+    if isinstance(spec, Mapping):
+        options = {**spec, **options}
+        spec = options.pop("score", None)
     function = SCORES.get(spec) if isinstance(spec, str) else spec
     while isinstance(function, Score | partial):
         if isinstance(function, Score):
@@ -181,8 +188,9 @@ def get_score(spec, **options) -> Score:
             options = {**function.keywords, **options}
             function = function.func
     if function not in SCORES.values():
-        names = ", ".join(sorted(SCORES))
-        raise ValueError(f"unknown score {spec!r}; there are {names}")
+        raise ValueError(
+            f"unknown score {spec!r}. {nearest(spec, sorted(SCORES))}"
+        )
     known = list(inspect.signature(function).parameters)[1:]
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -17,8 +17,10 @@ from itertools import pairwise
 
 import torch
 
+from speechbrain_ee.chance import random_exit_probabilities
 from speechbrain_ee.exits.scores import get_score, has_nan
 from speechbrain_ee.heads.output import ExitOutput
+from speechbrain_ee.overrides import nearest
 
 
 class ExitSelector:
@@ -418,23 +420,11 @@ class RandomExit(ExitSelector):
     def prepare(self, exit_layers, macs=None) -> None:
         """See :class:`ExitSelector`."""
         super().prepare(exit_layers, macs)
-        first, last = self.exit_layers[0], self.exit_layers[-1]
-        if not first <= self.mean_exit_layer <= last:
-            raise ValueError(
-                f"no mean exit layer of {self.mean_exit_layer} with exits "
-                f"{self.exit_layers}"
-            )
-        layers = torch.tensor(self.exit_layers, dtype=torch.float64)
-        low, high = -50.0, 50.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            probabilities = (middle * layers).softmax(dim=0)
-            if probabilities @ layers < self.mean_exit_layer:
-                low = middle
-            else:
-                high = middle
+        probabilities = random_exit_probabilities(
+            self.exit_layers, self.mean_exit_layer
+        )
         self.probabilities = probabilities.tolist()
-        self._bounds = probabilities.cumsum(dim=0).tolist()[:-1]
+        self._bounds = probabilities.cumsum().tolist()[:-1]
 
     def draw(self, utterance: str) -> int:
         """The exit layer of the utterance with this id."""
@@ -569,6 +559,6 @@ def get_selector(spec, **options) -> ExitSelector:
         return name
     if name not in SELECTORS:
         raise ValueError(
-            f"unknown selector {name!r}; there are {', '.join(SELECTORS)}"
+            f"unknown selector {name!r}. {nearest(name, SELECTORS)}"
         )
     return SELECTORS[name](**options)

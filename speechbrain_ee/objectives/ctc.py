@@ -6,8 +6,70 @@ Authors
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch.nn.functional import ctc_loss
+
+from speechbrain_ee.objectives.weights import uniform
+
+
+class ExitLossSum:
+    """Weighted sum over exits of their CTC losses.
+
+    Arguments
+    ---------
+    weights : callable
+        From exit layers to one weight each, as in ``objectives.weights``.
+
+    Example
+    -------
+    >>> objective = ExitLossSum()
+    >>> one, log_probs = torch.tensor([1]), torch.full((2, 1, 2, 2), 0.5).log()
+    >>> objective([2, 4], log_probs, 2 * one, one[None], one)
+    tensor(0.5754)
+    """
+
+    def __init__(
+        self, weights: Callable[[Sequence[int]], torch.Tensor] = uniform
+    ):
+        self.weights = weights
+
+    def __call__(
+        self,
+        exit_layers: Sequence[int],
+        log_probs: torch.Tensor,
+        frames: torch.Tensor,
+        tokens: torch.Tensor,
+        token_counts: torch.Tensor,
+        blank_index: int = 0,
+    ) -> torch.Tensor:
+        """The loss of a batch.
+
+        Arguments
+        ---------
+        exit_layers : sequence of int
+            The layers read out, rising.
+        log_probs : torch.Tensor
+            Shape (exits, batch, time, vocabulary).
+        frames : torch.Tensor
+            Real frames of each utterance, int64 of shape (batch,).
+        tokens : torch.Tensor
+            Targets without sentence marks, int64 of shape (batch, tokens).
+        token_counts : torch.Tensor
+            How many of them are real, int64 of shape (batch,).
+        blank_index : int
+            Index of the blank.
+
+        Returns
+        -------
+        torch.Tensor
+            A scalar.
+        """
+        losses = ctc_exit_losses(
+            log_probs, frames, tokens, token_counts, blank_index
+        )
+        return sum_exit_losses(losses, token_counts, self.weights(exit_layers))
 
 
 def ctc_exit_losses(

@@ -307,10 +307,15 @@ def test_get_score_keeps_and_overrides_options():
     assert get_score(get_score(spec), k=7).options["beam_size"] == 50
 
 
-@pytest.mark.parametrize("spec", ["entropi", len, partial(len), 3])
+@pytest.mark.parametrize("spec", [len, partial(len), 3, {"k": 3}])
 def test_unknown_score_lists_the_names(spec):
     with pytest.raises(ValueError, match=", ".join(NAMES)):
         get_score(spec)
+
+
+def test_the_nearest_score_is_suggested():
+    with pytest.raises(ValueError, match="Did you mean 'entropy'"):
+        get_score("entropi")
 
 
 def test_wrong_options():
