@@ -1,13 +1,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEMO := results/demo
 
 # Two test processes with one thread each: more threads only compete.
 export OMP_NUM_THREADS = 1
 
-.PHONY: help venv lint test benchmark clean
+.PHONY: help demo venv lint test benchmark clean
 
 help:
+	@echo "make demo       train on synthetic speech and draw what early exits buy"
 	@echo "make venv       install the package and its tools into .venv"
 	@echo "make lint       check style: ruff, yamllint"
 	@echo "make test       lint, then run all tests"
@@ -20,6 +22,12 @@ $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -e ".[dev]"
 	touch $@
+
+demo: $(STAMP)
+	$(BIN)/speechbrain-ee corpus $(DEMO)/corpus
+	cd recipes/LibriSpeech && ../../$(BIN)/python train.py hparams/demo.yaml \
+		--data_folder ../../$(DEMO)/corpus --output_folder ../../$(DEMO)/run
+	@echo "The report: $(DEMO)/run/report.html"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

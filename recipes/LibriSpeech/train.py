@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Train a CTC speech recogniser with early exits on LibriSpeech, or on any
+r"""Train a CTC speech recogniser with early exits on LibriSpeech, or on any
 corpus in its layout, and evaluate every exit and the loop that leaves early.
 
-The encoder, the exits and the selectors are built by the YAML; swapping one is
-a change of one block there. To run this recipe:
+The encoder, the exits and the selectors are built by the YAML. Strategies are
+swapped by naming a block of the folder ``hparams`` at the top of the project.
+To run this recipe:
 
 > python train.py hparams/conformer_ctc_ee.yaml --data_folder LibriSpeech
+> python train.py hparams/conformer_ctc_ee.yaml --data_folder LibriSpeech \
+      --objective rising --selectors patience --scores cheap
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -20,10 +23,16 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.sampler import DynamicBatchSampler
-from speechbrain.tokenizers.SentencePiece import SentencePiece
 from speechbrain.utils.distributed import run_on_main
 
+from speechbrain_ee.analysis.calibration import calibrated_thresholds
+from speechbrain_ee.analysis.report import write_report
 from speechbrain_ee.brains import EarlyExitCTC
+from speechbrain_ee.inference.export import write_inference
+from speechbrain_ee.overrides import resolve_overrides
+from speechbrain_ee.tokenizer import train_tokenizer
+
+BLOCKS = Path(__file__).resolve().parents[2] / "hparams"
 
 
 def dataio_prepare(hparams, tokenizer):
@@ -79,6 +88,7 @@ def dataio_prepare(hparams, tokenizer):
 if __name__ == "__main__":
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
+    overrides = resolve_overrides(hparams_file, overrides, BLOCKS)
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
     sb.create_experiment_directory(
@@ -108,7 +118,7 @@ if __name__ == "__main__":
     )
 
     # Label 0 is the blank; no sentence marks.
-    tokenizer = SentencePiece(
+    tokenizer = train_tokenizer(
         model_dir=hparams["save_folder"],
         vocab_size=hparams["output_neurons"],
         annotation_train=hparams["train_csv"],
@@ -121,7 +131,7 @@ if __name__ == "__main__":
 
     brain = EarlyExitCTC(
         tokenizer=tokenizer,
-        exit_weights=hparams["exit_weights"],
+        objective=hparams["objective"],
         lr_annealing=hparams["lr_annealing"],
         wav_augment=hparams["wav_augment"],
         train_logger=hparams["train_logger"],
@@ -153,12 +163,29 @@ if __name__ == "__main__":
         train_loader_kwargs=train_loader_kwargs,
         valid_loader_kwargs=hparams["valid_dataloader_opts"],
     )
+
+    evaluation = {
+        "folder": hparams["output_folder"],
+        "scores": hparams["scores"],
+        "groups": hparams["groups"],
+        "loader_kwargs": hparams["test_dataloader_opts"],
+    }
+    traces = brain.evaluate_exits(valid, hparams["valid_split"], **evaluation)
+    chosen = calibrated_thresholds(traces, **hparams["calibrate"])
+    selectors = {**hparams["selectors"], **chosen}
     for name, dataset in tests.items():
-        brain.evaluate_exits(
-            dataset,
-            name,
-            folder=hparams["output_folder"],
-            scores=hparams["traced_scores"],
-            selectors=hparams["selectors"],
-            loader_kwargs=hparams["test_dataloader_opts"],
-        )
+        brain.evaluate_exits(dataset, name, selectors=selectors, **evaluation)
+
+    run_on_main(
+        write_inference,
+        kwargs={
+            "folder": hparams["output_folder"],
+            "hparams_file": Path(hparams["output_folder"]) / "hyperparams.yaml",
+            "encoder": brain.encoder,
+            "exits": brain.exits,
+            "tokenizer_model": tokenizer.prefix_model_file + ".model",
+            "normalizer": hparams["normalize"],
+            "selector": next(iter(chosen.values()), None),
+        },
+    )
+    run_on_main(write_report, [hparams["output_folder"]])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 import speechbrain as sb
@@ -18,16 +19,15 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from tqdm.auto import tqdm
 
-from speechbrain_ee.analysis import TraceRecorder, curve_row
+from speechbrain_ee.analysis.loops import loop_row
+from speechbrain_ee.analysis.recorder import TraceRecorder
+from speechbrain_ee.analysis.replay import sweep
+from speechbrain_ee.analysis.traces import Traces
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.exits import ExitSelector, NeverLeave, get_score
+from speechbrain_ee.files import replacing
 from speechbrain_ee.heads import ExitOutput
-from speechbrain_ee.objectives import (
-    ctc_exit_losses,
-    frames_needed,
-    sum_exit_losses,
-)
-from speechbrain_ee.objectives.weights import uniform
+from speechbrain_ee.objectives import ExitLossSum, frames_needed
 from speechbrain_ee.runtime import EarlyExitLoop
 
 logger = get_logger(__name__)
@@ -43,8 +43,9 @@ class EarlyExitCTC(sb.Brain):
     ---------
     tokenizer : SentencePiece
         SpeechBrain's; turns labels into words.
-    exit_weights : callable
-        From exit layers to weights of their losses.
+    objective : callable, optional
+        The training loss, called as ``speechbrain_ee.objectives.ExitLossSum``,
+        which is the default.
     lr_annealing : callable, optional
         As ``speechbrain.nnet.schedulers.NoamScheduler``; called every update.
     wav_augment : torch.nn.Module, optional
@@ -63,7 +64,7 @@ class EarlyExitCTC(sb.Brain):
     def __init__(
         self,
         tokenizer,
-        exit_weights=uniform,
+        objective=None,
         lr_annealing=None,
         wav_augment=None,
         train_logger=None,
@@ -81,7 +82,7 @@ class EarlyExitCTC(sb.Brain):
         self.encoder = self.modules.encoder
         self.exits = self.modules.exits
         self.exit_layers = self.exits.exit_layers
-        self.exit_weights = exit_weights(self.exit_layers)
+        self.objective = objective or ExitLossSum()
         self.labels = tokenizer.sp.vocab_size()
         if self.labels > self.exits.vocab_size:
             raise ValueError(
@@ -148,9 +149,6 @@ class EarlyExitCTC(sb.Brain):
         if stage == sb.Stage.TRAIN and self.wav_augment is not None:
             tokens = self.wav_augment.replicate_labels(tokens)
             token_counts = self.wav_augment.replicate_labels(token_counts)
-        losses = ctc_exit_losses(
-            log_probs, frames, tokens, token_counts, self.exits.blank_index
-        )
         if stage != sb.Stage.TRAIN:
             targets = [words.split() for words in batch.wrd]
             for k, stats in self.error_rates.items():
@@ -162,7 +160,14 @@ class EarlyExitCTC(sb.Brain):
                 )
                 hyps = self.decode(output.hypotheses)
                 stats.append(batch.id, [h.split() for h in hyps], targets)
-        return sum_exit_losses(losses, token_counts, self.exit_weights)
+        return self.objective(
+            self.exit_layers,
+            log_probs,
+            frames,
+            tokens,
+            token_counts,
+            self.exits.blank_index,
+        )
 
     def decode(self, hypotheses: Sequence[Sequence[int]]) -> list[str]:
         """Transcripts of label sequences.
@@ -182,6 +187,18 @@ class EarlyExitCTC(sb.Brain):
             self.tokenizer.sp.decode_ids([k for k in one if k < self.labels])
             for one in hypotheses
         ]
+
+    def make_dataloader(self, dataset, stage, **loader_kwargs):
+        """As SpeechBrain's, with other batches in every epoch.
+
+        SpeechBrain tells the epoch to samplers of distributed runs only: in one
+        process, a batch sampler would give the same batches again and again,
+        and others to a run that goes on from a checkpoint.
+        """
+        loader = super().make_dataloader(dataset, stage, **loader_kwargs)
+        if stage == sb.Stage.TRAIN and self.train_sampler is None:
+            self.train_sampler = loader_kwargs.get("batch_sampler")
+        return loader
 
     def on_fit_batch_start(self, batch, should_step):
         """Set the learning rate, also that of the first step."""
@@ -220,6 +237,21 @@ class EarlyExitCTC(sb.Brain):
                 min_keys=[self.select_by],
                 num_to_keep=self.average,
             )
+
+    def check_loss_isfinite(self, loss):
+        """Stop, and say what to do, if the loss stays NaN or infinite."""
+        try:
+            super().check_loss_isfinite(loss)
+        except ValueError as error:
+            raise ValueError(
+                f"The loss is {loss.item()} at optimiser step "
+                f"{self.optimizer_step}, and was not finite "
+                f"{self.nonfinite_count} times. Lower lr (now "
+                f"{self.optimizer.param_groups[0]['lr']:.2g}), raise "
+                "warmup_steps, or set --max_grad_norm lower; under "
+                "--precision=fp16 try bf16 or fp32. The last checkpoint is "
+                "kept: the same command goes on from it."
+            ) from error
 
     def log(self, meta: dict, **stats: dict) -> None:
         """Write figures to the train log.
@@ -307,16 +339,18 @@ class EarlyExitCTC(sb.Brain):
         scores: Sequence = (),
         selectors: Mapping[str, ExitSelector] | None = None,
         loader_kwargs: Mapping | None = None,
-    ) -> pd.DataFrame:
-        """Score every exit, then run the real loop with each selector.
+        groups: Mapping[str, str] = MappingProxyType({"speaker": "spk_id"}),
+    ) -> Traces:
+        """Read every exit of every utterance, then leave early for real.
 
-        Writes ``wer_<name>_exit<layer>.txt``, ``traces_<name>.csv`` and
-        ``curve_<name>.csv`` into the folder, with the best checkpoint on dev.
+        Writes ``wer_<name>_exit<layer>.txt``, ``traces_<name>.csv``,
+        ``curve_<name>.csv`` (replayed from the traces) and ``loop_<name>.csv``
+        (measured) into the folder, with the best checkpoints on dev.
 
         Arguments
         ---------
         dataset : DynamicItemDataset
-            With ``id``, ``sig``, ``wrd`` and ``spk_id``.
+            With ``id``, ``sig``, ``wrd``, ``duration`` and those of ``groups``.
         name : str
             Of the set.
         folder : str or Path
@@ -324,14 +358,16 @@ class EarlyExitCTC(sb.Brain):
         scores : sequence
             What ``get_score`` takes; each is traced at every exit.
         selectors : mapping, optional
-            Name to ExitSelector.
+            Name to ExitSelector; each runs the loop, after full depth.
         loader_kwargs : mapping, optional
             For the data loader.
+        groups : mapping
+            Grouping columns of the traces, by the item that holds them.
 
         Returns
         -------
-        pandas.DataFrame
-            The curve: a row per selector, full depth first.
+        Traces
+            What every exit said.
         """
         self.on_evaluate_start(min_key=self.select_by)
         self.modules.eval()
@@ -341,45 +377,72 @@ class EarlyExitCTC(sb.Brain):
             **{**(loader_kwargs or {}), "ckpt_prefix": None},
         )
         costs = ExitCosts(self.encoder, self.exits)
-        with dataset.output_keys_as(["id", "wrd", "spk_id"]):
+        keys = ["id", "wrd", "duration", *groups.values()]
+        with dataset.output_keys_as(keys):
             items = {item["id"]: item for item in dataset}
-        references = {i: item["wrd"] for i, item in items.items()}
         recorder = TraceRecorder(
             self.exit_layers,
             [get_score(score) for score in scores],
             self.decode,
-            references,
-            {"speaker": {i: item["spk_id"] for i, item in items.items()}},
+            {i: item["wrd"] for i, item in items.items()},
+            {
+                column: {i: item[key] for i, item in items.items()}
+                for column, key in groups.items()
+            },
             self.hparams.error_rate_computer,
         )
-        full = NeverLeave()
         loop = EarlyExitLoop(
-            self.encoder, self.exits, full, costs, watched=recorder.scores
+            self.encoder,
+            self.exits,
+            NeverLeave(),
+            costs,
+            watched=recorder.scores,
         )
         self._warm_up(loop, loader)
-        curve = [
-            self._run_loop("full depth", loop, loader, references, recorder)
-        ]
-        for label, selector in (selectors or {}).items():
-            loop = EarlyExitLoop(self.encoder, self.exits, selector, costs)
-            curve.append(self._run_loop(label, loop, loader, references))
+        self._run_loop(name, loop, loader, recorder)
+        traces = Traces.from_frame(recorder.table(), source=f"traces of {name}")
+        if if_main_process():
+            recorder.write(folder, name)
+            with replacing(Path(folder) / f"curve_{name}.csv") as file:
+                sweep(traces).to_csv(file, index=False, float_format="%.7g")
         for layer, stats in recorder.error_rates.items():
             figures = {"WER": stats.summarize("error_rate")}
             self.log({"set": name, "exit": layer}, test_stats=figures)
-        for row in curve:
-            figures = {
-                "WER": row["error_rate"],
-                "mean exit": row["mean_exit_layer"],
-                "seconds": row["seconds"],
-            }
-            self.log(
-                {"set": name, "selector": row["selector"]}, test_stats=figures
+
+        rows = []
+        selectors = {"full_depth": NeverLeave(), **(selectors or {})}
+        for label, selector in selectors.items():
+            loop = EarlyExitLoop(self.encoder, self.exits, selector, costs)
+            batches, ids = self._run_loop(label, loop, loader)
+            hyps = self.decode([h for one in batches for h in one.hypotheses])
+            stats = self.hparams.error_rate_computer()
+            stats.append(
+                ids,
+                [hyp.split() for hyp in hyps],
+                [items[i]["wrd"].split() for i in ids],
             )
-        curve = pd.DataFrame(curve)
+            rows.append(
+                loop_row(
+                    label,
+                    loop.selector,
+                    batches,
+                    [one["num_edits"] for one in stats.scores],
+                    [one["num_ref_tokens"] for one in stats.scores],
+                    ids,
+                    traces,
+                    sum(float(items[i]["duration"]) for i in ids),
+                )
+            )
+            figures = {
+                "WER": rows[-1]["error_rate"],
+                "mean exit": rows[-1]["mean_exit_layer"],
+                "seconds": rows[-1]["seconds"],
+            }
+            self.log({"set": name, "selector": label}, test_stats=figures)
         if if_main_process():
-            recorder.write(folder, name)
-            curve.to_csv(Path(folder) / f"curve_{name}.csv", index=False)
-        return curve
+            with replacing(Path(folder) / f"loop_{name}.csv") as file:
+                pd.DataFrame(rows).to_csv(file, index=False)
+        return traces
 
     def _warm_up(self, loop, loader) -> None:
         """Walk one batch, so that no selector pays for a cold start."""
@@ -387,24 +450,18 @@ class EarlyExitCTC(sb.Brain):
         with self.evaluation_ctx:
             loop(*batch.sig, ids=batch.id)
 
-    def _run_loop(self, label, loop, loader, references, on_exit=None) -> dict:
-        """One row of the curve: the real loop over a whole set."""
-        stats = self.hparams.error_rate_computer()
-        batches = []
+    def _run_loop(self, label, loop, loader, on_exit=None):
+        """How the utterances of a whole set left, and their names."""
+        batches, ids = [], []
         for batch in tqdm(loader, desc=label, disable=self.noprogressbar):
             batch = batch.to(self.device)
             with self.evaluation_ctx:
                 left = loop(*batch.sig, ids=batch.id, on_exit=on_exit)
-            stats.append(
-                batch.id,
-                [h.split() for h in self.decode(left.hypotheses)],
-                [references[i].split() for i in batch.id],
-            )
             batches.append(left)
+            ids.extend(batch.id)
             if self.debug and len(batches) == self.debug_batches:
                 break
-        error_rate = stats.summarize("error_rate")
-        return curve_row(label, loop.selector, batches, error_rate)
+        return batches, ids
 
 
 def freeze_unread(encoder, exit_layers: Sequence[int]) -> None:

@@ -37,7 +37,11 @@ class CTCHeads(torch.nn.Module):
     exit_norm : str
         What stands between an inner exit and its head: ``shared`` (the
         encoder's own final norm), ``own`` (a LayerNorm per exit) or ``none``.
-        The last exit always has the encoder's final norm.
+        The last exit has the encoder's final norm in any case.
+    final_norm : bool
+        False for a truncated model, whose last exit was an inner one: it is
+        then treated like one. Not for training, where DDP would wait for the
+        encoder's unused norm.
 
     Example
     -------
@@ -59,6 +63,7 @@ class CTCHeads(torch.nn.Module):
         blank_index: int = 0,
         tied: bool = False,
         exit_norm: str = "shared",
+        final_norm: bool = True,
     ):
         super().__init__()
         check_layers(exit_layers, max(exit_layers, default=0))
@@ -75,13 +80,15 @@ class CTCHeads(torch.nn.Module):
         self.vocab_size = vocab_size
         self.blank_index = blank_index
         self.exit_norm = exit_norm
+        self.final_norm = final_norm
         keys = ["tied"] if tied else [str(k) for k in self.exit_layers]
         self.linear = torch.nn.ModuleDict(
             {key: torch.nn.Linear(input_size, vocab_size) for key in keys}
         )
         self.norm = torch.nn.ModuleDict()
         if exit_norm == "own":
-            for k in self.exit_layers[:-1]:
+            inner = self.exit_layers[:-1] if final_norm else self.exit_layers
+            for k in inner:
                 self.norm[str(k)] = torch.nn.LayerNorm(input_size)
         self.register_load_state_dict_pre_hook(_check_same_exits)
 
@@ -90,7 +97,7 @@ class CTCHeads(torch.nn.Module):
         """The exits that read a state after the encoder's final norm."""
         if self.exit_norm == "shared":
             return self.exit_layers
-        return self.exit_layers[-1:]
+        return self.exit_layers[-1:] if self.final_norm else []
 
     def logits(self, hidden: torch.Tensor, exit_layer: int) -> torch.Tensor:
         """Label scores of one exit.

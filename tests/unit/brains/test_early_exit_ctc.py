@@ -9,6 +9,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_ee.brains import EarlyExitCTC
 from speechbrain_ee.heads import CTCHeads
+from speechbrain_ee.objectives import ExitLossSum
 from tests.unit.encoders.backbones import NUM_LAYERS, build
 
 SAMPLES = {"a": 16000, "b": 9000, "c": 12000}
@@ -153,10 +154,20 @@ def test_weights_of_the_exits_count():
     def last_only(exit_layers):
         return torch.tensor([0.0, 1.0])
 
-    brain, last = make_brain(), make_brain(exit_weights=last_only)
+    brain, last = make_brain(), make_brain(objective=ExitLossSum(last_only))
     for one in (brain, last):
         one.modules.eval()
     assert loss_of(last, "a") < loss_of(brain, "a")
+
+
+def test_a_loss_that_stays_nan_stops_training_and_says_what_to_do():
+    brain = make_brain(lr_annealing=None)
+    brain.noprogressbar = True
+    with torch.no_grad():
+        next(brain.encoder.layers[0].parameters()).fill_(torch.nan)
+    batches = [batch_of(*"abc")] * 9
+    with pytest.raises(ValueError, match=r"loss is nan.*Lower lr \(now 0.001"):
+        brain.fit(range(1, 2), batches_loader(batches))
 
 
 def test_it_fits_and_evaluates_with_no_more_than_it_must_be_given():

@@ -44,6 +44,21 @@ def test_the_last_exit_always_has_the_encoders_own_norm():
     assert torch.equal(own.logits(hidden, 4), own.linear["4"](hidden))
 
 
+def test_without_a_final_norm_the_last_exit_is_like_an_inner_one():
+    heads = {
+        exit_norm: CTCHeads([2, 4], 8, 5, exit_norm=exit_norm, final_norm=False)
+        for exit_norm in ("shared", "own", "none")
+    }
+    assert heads["shared"].normed_layers == [2, 4]
+    assert heads["own"].normed_layers == heads["none"].normed_layers == []
+    hidden = 9 * torch.randn(1, 3, 8)
+    normed = torch.nn.functional.layer_norm(hidden, (8,))
+    own = heads["own"]
+    assert torch.allclose(
+        own.logits(hidden, 4), own.linear["4"](normed), atol=1e-5
+    )
+
+
 def test_half_precision_states_give_single_precision_log_probs():
     heads = CTCHeads([2], 8, 5).bfloat16()
     assert heads([states(1)[0].bfloat16()]).dtype == torch.float32

@@ -8,20 +8,25 @@ import re
 import shlex
 import subprocess
 import sys
+from io import StringIO
+from operator import eq, ge, gt, le, lt
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml import YAML
 
 from speechbrain_ee.corpora.librispeech import make_librispeech
+from speechbrain_ee.overrides import resolve_overrides
 
 ROOT = Path(__file__).parents[2]
 SPLITS = {"train": 12, "dev": 4, "test": 5}
 ROWS = [
     row
-    for path in sorted(Path(__file__).parent.glob("*.csv"))
+    for path in sorted((ROOT / "tests" / "recipes").glob("*.csv"))
     for row in csv.DictReader(path.open(encoding="utf-8"))
 ]
 
@@ -32,12 +37,6 @@ def corpora(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpora")
     make_librispeech(folder / "LibriSpeech", SPLITS)
     return folder
-
-
-def overrides(row):
-    """The flags of a row as a dictionary."""
-    pairs = (flag[2:].split("=", 1) for flag in flags(row))
-    return dict(pairs)
 
 
 def flags(row):
@@ -59,35 +58,90 @@ def run(row, corpora, output_folder, *more, launcher=(sys.executable,)):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+def exit_layers(row, output_folder):
+    settings = YAML().load(output_folder / "hyperparams.yaml")
+    return list(settings["exit_layers"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
-    done = run(row, corpora, tmp_path, "--debug")
+    check = re.search(r"performance_check=\[(.*?)\]", row["test_debug_checks"])
+    done = run(row, corpora, tmp_path, *([] if check else ["--debug"]))
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     listed = re.search(r"file_exists=\[(.*?)\]", row["test_debug_checks"])[1]
     missing = [f for f in listed.split(",") if not (tmp_path / f).is_file()]
     assert missing == []
 
     log = (tmp_path / "train_log.txt").read_text()
-    for layer in (2, 4, 6, 8, 10, 12):
+    layers = exit_layers(row, tmp_path)
+    for layer in layers:
         assert f"valid WER_exit{layer}: " in log
+    if check:
+        assert performance_is_met(check[1], tmp_path)
 
     traces = pd.read_csv(tmp_path / "traces_test.csv")
-    assert traces["exit_layer"].unique().tolist() == [2, 4, 6, 8, 10, 12]
+    assert traces["exit_layer"].unique().tolist() == layers
     assert (traces["exit_layer"] == traces["layers_run"]).all()
-    assert len(traces) == 6 * SPLITS["test"]
-    assert traces[["entropy", "max_probability"]].notna().all(axis=None)
+    assert len(traces) == len(layers) * SPLITS["test"]
+    assert traces[["entropy", "entropy_seconds"]].notna().all(axis=None)
     rising = traces.groupby("id")[["macs", "seconds"]]
     assert rising.apply(lambda t: (t.diff()[1:] > 0).all(axis=None)).all()
 
-    curve = pd.read_csv(tmp_path / "curve_test.csv")
-    assert curve["selector"][0] == "full depth" and len(curve) >= 4
-    assert curve["mean_exit_layer"][0] == 12
-    last = traces[traces["exit_layer"] == 12]
+    loop = pd.read_csv(tmp_path / "loop_test.csv").set_index("selector")
+    deepest = loop.loc["full_depth"]
+    assert deepest["mean_exit_layer"] == layers[-1]
+    last = traces[traces["exit_layer"] == layers[-1]]
     rate = 100 * last["errors"].sum() / last["ref_len"].sum()
-    assert curve["error_rate"][0] == pytest.approx(rate)
-    report = (tmp_path / "wer_test_exit12.txt").read_text()
+    assert deepest["error_rate"] == pytest.approx(rate)
+    report = (tmp_path / f"wer_test_exit{layers[-1]}.txt").read_text()
     assert report.startswith(f"%WER {rate:.2f}")
+
+    curve = pd.read_csv(tmp_path / "curve_test.csv")
+    fixed = curve[curve["selector"] == "fixed"]
+    assert fixed["threshold"].tolist() == layers
+    assert fixed["error_rate"].iloc[-1] == pytest.approx(rate)
+
+
+def performance_is_met(check, output_folder):
+    """A ``performance_check`` as SpeechBrain words it."""
+    file, variable, limit, epoch = (part.strip() for part in check.split(","))
+    lines = (output_folder / file).read_text().splitlines()
+    line = next(line for line in lines if f"{epoch}," in line)
+    value = float(re.search(rf"{variable}: ([-+\d.e]+)", line)[1])
+    sign, bound = re.fullmatch(r"([<>]=?|==)(.+)", limit).groups()
+    holds = {"<": lt, "<=": le, ">": gt, ">=": ge, "==": eq}[sign]
+    return holds(value, float(bound))
+
+
+@pytest.mark.slow
+def test_a_trained_run_can_be_evaluated_again(corpora, tmp_path):
+    row = next(row for row in ROWS if "performance_check" in str(row))
+    assert run(row, corpora, tmp_path, "--number_of_epochs=1").returncode == 0
+    traces = (tmp_path / "traces_test.csv").read_text()
+    (tmp_path / "traces_test.csv").unlink()
+    log = (tmp_path / "train_log.txt").read_text()
+    done = run(*(row, corpora, tmp_path, "--number_of_epochs=1", "--test_only"))
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    again = pd.read_csv(tmp_path / "traces_test.csv")
+    same = ["id", "exit_layer", "hyp", "errors", "entropy"]
+    assert again[same].equals(pd.read_csv(StringIO(traces))[same])
+    new = (tmp_path / "train_log.txt").read_text()[len(log) :]
+    assert "train loss" not in new
+
+
+@pytest.mark.parametrize(
+    "block", sorted((ROOT / "hparams").glob("*/*.yaml")), ids=lambda b: b.stem
+)
+def test_every_block_is_used_by_a_run(block):
+    singular = block.parent.name.removesuffix("s")
+    used = [
+        f"--{key}={block.stem}"
+        for key in (block.parent.name, singular)
+        for row in ROWS
+        if f"--{key}={block.stem}" in flags(row)
+    ]
+    assert used
 
 
 @pytest.mark.slow
@@ -99,7 +153,8 @@ def test_two_processes_train_together(corpora, tmp_path):
         launcher=(*torchrun, "--standalone", "--nproc_per_node=2"),
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert len(pd.read_csv(tmp_path / "curve_test.csv")) == 4
+    loop = pd.read_csv(tmp_path / "loop_test.csv")
+    assert loop["selector"][0] == "full_depth"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +162,8 @@ def test_two_processes_train_together(corpora, tmp_path):
     [
         ("LibriSpeech/hparams/conformer_ctc_ee.yaml", 31.47),  # paper: 31.0
         ("LibriSpeech/hparams/conformer_ctc_ee_small.yaml", 2.06),
+        ("LibriSpeech/hparams/conformer_ctc_single.yaml", 31.14),
+        ("LibriSpeech/hparams/demo.yaml", 1.06),
     ],
 )
 def test_the_model_has_the_size_it_should(hparam_file, millions, tmp_path):
@@ -120,21 +177,17 @@ def test_the_model_has_the_size_it_should(hparam_file, millions, tmp_path):
 
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_the_modules_that_run_are_those_that_are_saved(row, tmp_path):
-    settings = {**overrides(row), "output_folder": str(tmp_path)}
-    settings = {
-        key: value.strip("[]").split(",") if "[" in value else value
-        for key, value in settings.items()
-    }
-    for key in ("output_neurons", "num_workers"):
-        if key in settings:
-            settings[key] = int(settings[key])
-    with open(ROOT / row["Hparam_file"], encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, settings)
+    given = [*flags(row), f"--output_folder={tmp_path}"]
+    hparams_file, _, text = sb.parse_arguments([row["Hparam_file"], *given])
+    text = resolve_overrides(ROOT / hparams_file, text, ROOT / "hparams")
+    with open(ROOT / hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, text)
     saved = hparams["checkpointer"].recoverables
     for key in ("encoder", "exits"):
         assert saved[key] is hparams["modules"][key] is hparams[key]
     assert hparams["encoder"].transformer is hparams["Transformer"]
     assert hparams["encoder"].normalize is hparams["modules"]["normalize"]
+    assert hparams["encoder"].compute_features is hparams["compute_features"]
 
 
 def test_every_yaml_is_listed():

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Early-exit against single-exit models: train all of docs/results.md.
+
+Runs that are done are skipped, so the command can be stopped and given again.
+The small files of each run (traces, curves, pictures, logs) are copied to
+docs/results/, from where they can be analysed without training again. To run:
+
+> python run_comparison.py --data_folder FOLDER --jobs 2
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+KEPT = HERE.parents[1] / "docs" / "results" / "small"
+KEPT_FILES = (
+    "traces_*.csv",
+    "curve_*.csv",
+    "loop_*.csv",
+    "curve_*.png",
+    "exits_*.png",
+    "report.md",
+    "train_log.txt",
+)
+HPARAMS = "hparams/conformer_ctc_ee_small.yaml"
+
+
+def single(layers, seed):
+    """Overrides of a model whose only exit is its last layer."""
+    return [
+        f"--num_layers={layers}",
+        f"--exit_layers=[{layers}]",
+        f"--seed={seed}",
+        "--scores=[entropy, hypothesis_posterior]",
+        "--selectors=never",
+        "--calibrate={scores: []}",
+    ]
+
+
+RUNS = {
+    **{f"early_exit_seed{s}": [f"--seed={s}"] for s in (1234, 1235, 1236)},
+    **{
+        f"single_{layers}_layers_seed{seed}": single(layers, seed)
+        for layers, seed in (
+            *((12, 1234), (6, 1234), (4, 1234), (2, 1234)),
+            *((12, 1235), (12, 1236)),
+        )
+    },
+    "early_exit_read_speech": [
+        "--train_splits=[train]",
+        "--valid_split=dev",
+        "--test_splits=[test]",
+    ],
+}
+
+
+def train(name, data_folder):
+    """Train and evaluate one model, unless that is done.
+
+    Arguments
+    ---------
+    name : str
+        One of RUNS.
+    data_folder : str
+        Holds the splits.
+
+    Returns
+    -------
+    str
+        What to tell of it.
+    """
+    output = HERE / "results" / "comparison" / name
+    if not (output / "report.html").is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        with open(output / "console.txt", "a", encoding="utf-8") as console:
+            done = subprocess.run(
+                [
+                    *(sys.executable, "train.py", HPARAMS),
+                    *(f"--data_folder={data_folder}", "--noprogressbar"),
+                    *(f"--output_folder={output}", *RUNS[name]),
+                ],
+                cwd=HERE,
+                # More threads than processes slow each other down.
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=console,
+                stderr=subprocess.STDOUT,
+            )
+        if done.returncode:
+            return f"{name}: failed, see {output / 'console.txt'}"
+    kept = KEPT / name
+    kept.mkdir(parents=True, exist_ok=True)
+    for pattern in KEPT_FILES:
+        for file in output.glob(pattern):
+            shutil.copy(file, kept)
+    return f"{name}: done, kept in {kept}"
+
+
+def main():
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_folder", type=os.path.abspath, required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument(
+        "--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="RUN"
+    )
+    options = parser.parse_args()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for told in pool.map(
+            lambda name: train(name, options.data_folder), options.only
+        ):
+            print(told, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The command ``speechbrain-ee``.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# What a command needs is imported when it runs, so that those which only read
+# tables start at once.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Arguments
+    ---------
+    arguments : sequence of str, optional
+        Those of the process by default.
+
+    Returns
+    -------
+    int
+        0, or 2 where the input was at fault, which is then told on stderr.
+
+    Example
+    -------
+    >>> main(["sweep", "nowhere.csv"])
+    2
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (ValueError, OSError) as error:
+        print(f"speechbrain-ee: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="speechbrain-ee",
+        description="Tools for speech models with early exits.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function, name, summary):
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(command=function)
+        return sub
+
+    sub = command(_corpus, "corpus", "Make the demo's corpus of spoken text.")
+    sub.add_argument("folder", type=Path, help="where to make it")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command(_sweep, "sweep", "Replay exit rules on traces of a run.")
+    sub.add_argument("traces", type=Path, help="traces_<set>.csv of a run")
+    sub.add_argument(
+        "--score",
+        action="append",
+        metavar="NAME",
+        help="a score to sweep; may be repeated; all by default",
+    )
+    sub.add_argument(
+        "--points", type=int, default=200, help="thresholds per score"
+    )
+    sub.add_argument(
+        "--out", type=Path, help="the curve's file; printed by default"
+    )
+
+    sub = command(_report, "report", "Write the report of a run again.")
+    sub.add_argument("run", type=Path, help="folder of the run", metavar="RUN")
+
+    sub = command(
+        _compare,
+        "compare",
+        "Draw several runs on one picture; those with a single exit as points.",
+    )
+    sub.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs"
+    )
+    sub.add_argument(
+        "--set",
+        dest="set_name",
+        metavar="NAME",
+        help="the set to compare; the test set by default, if there is one",
+    )
+    sub.add_argument("--score", default="entropy", help="whose curve is drawn")
+    sub.add_argument(
+        "--out", type=Path, default=Path("comparison"), help="folder to write"
+    )
+
+    sub = command(_transcribe, "transcribe", "Transcribe audio files.")
+    sub.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    sub.add_argument(
+        "--model",
+        required=True,
+        help="folder of a run, or a repository of the Hugging Face hub",
+    )
+    sub.add_argument(
+        "--exit-layer", type=int, help="the exit that all files leave at"
+    )
+    sub.add_argument(
+        "--max-layers", type=int, help="the most layers a file may take"
+    )
+    sub.add_argument("--score", help="score of a threshold rule")
+    sub.add_argument("--threshold", type=float, help="threshold of that rule")
+    sub.add_argument("--device", help="such as cpu or cuda:0")
+
+    sub = command(
+        _truncate,
+        "truncate",
+        "Cut a model off behind an exit, for a smaller device.",
+    )
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    sub.add_argument(
+        "--exit",
+        type=int,
+        required=True,
+        dest="exit_layer",
+        metavar="LAYER",
+        help="the exit that becomes the last",
+    )
+    sub.add_argument(
+        "--out", type=Path, help="folder to write; RUN/exit<LAYER> by default"
+    )
+    return parser
+
+
+def _corpus(options) -> None:
+    from speechbrain_ee.corpora.librispeech import make_demo_corpus
+
+    print(make_demo_corpus(options.folder, seed=options.seed))
+
+
+def _sweep(options) -> None:
+    from speechbrain_ee.analysis.replay import sweep
+    from speechbrain_ee.analysis.traces import read_traces
+    from speechbrain_ee.files import replacing
+
+    curve = sweep(read_traces(options.traces), options.score, options.points)
+    if options.out is None:
+        curve.to_csv(sys.stdout, index=False)
+        return
+    with replacing(options.out) as file:
+        curve.to_csv(file, index=False)
+
+
+def _report(options) -> None:
+    from speechbrain_ee.analysis.report import write_report
+
+    print(write_report(options.run))
+
+
+def _compare(options) -> None:
+    from speechbrain_ee.analysis.comparison import compare_runs
+
+    print(
+        compare_runs(options.runs, options.out, options.set_name, options.score)
+    )
+
+
+def _transcribe(options) -> None:
+    from speechbrain_ee.inference import EarlyExitASR
+
+    selector = None
+    if options.score is not None or options.threshold is not None:
+        if options.score is None or options.threshold is None:
+            raise ValueError("--score and --threshold go together.")
+        selector = {
+            "selector": "threshold",
+            "score": options.score,
+            "threshold": options.threshold,
+        }
+    model = EarlyExitASR.from_hparams(
+        options.model,
+        selector=selector,
+        exit_layer=options.exit_layer,
+        max_layers=options.max_layers,
+        run_opts={"device": options.device} if options.device else None,
+    )
+    print("file", "exit_layer", "score", "text", sep="\t")
+    for path, one in zip(
+        options.files, model.transcribe_files(options.files), strict=True
+    ):
+        score = "" if one.score is None else f"{one.score:.4g}"
+        print(path, one.exit_layer, score, one.text, sep="\t")
+
+
+def _truncate(options) -> None:
+    from speechbrain_ee.inference.truncate import truncate_model
+
+    folder = options.out or options.run / f"exit{options.exit_layer}"
+    summary = truncate_model(options.run, options.exit_layer, folder)
+    print(f"{folder}: {summary}")

@@ -1,0 +1,62 @@
+"""The command line: what it writes, and what it says to bad input."""
+
+from io import StringIO
+
+import pandas as pd
+import pytest
+
+from speechbrain_ee.cli import main
+from tests.unit.analysis.synthetic import write_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run")
+
+
+def test_sweep_prints_the_curve(run, capsys):
+    assert main(["sweep", str(run / "traces_test.csv")]) == 0
+    curve = pd.read_csv(StringIO(capsys.readouterr().out))
+    assert list(curve)[:3] == ["selector", "threshold", "mean_exit_layer"]
+    assert {"entropy", "margin", "random", "oracle"} <= set(curve["selector"])
+
+
+def test_sweep_of_some_scores_into_a_file(run, tmp_path):
+    path = tmp_path / "curve.csv"
+    arguments = ["sweep", str(run / "traces_test.csv"), "--out", str(path)]
+    assert main([*arguments, "--score", "margin", "--points", "5"]) == 0
+    curve = pd.read_csv(path)
+    assert "entropy" not in set(curve["selector"])
+    assert (curve["selector"] == "margin").sum() == 7
+
+
+def test_report_and_compare_tell_where_they_wrote(run, tmp_path, capsys):
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    out = tmp_path / "comparison"
+    assert main(["compare", str(run), "--out", str(out)]) == 0
+    assert (out / "comparison.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["sweep", "nowhere.csv"], "nowhere.csv"),
+        (["sweep", "{traces}", "--score", "entropie"], "no score 'entropie'"),
+        (["report", "{empty}"], "no traces_<set>.csv"),
+        (["truncate", "{empty}", "--exit", "2"], "inference.yaml"),
+        (["transcribe", "x.wav", "--model", "{empty}"], "inference.yaml"),
+        (
+            ["transcribe", "x.wav", "--model", "m", "--score", "entropy"],
+            "--score and --threshold go together",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_without_a_traceback(
+    arguments, told, run, tmp_path, capsys
+):
+    (tmp_path / "empty").mkdir()
+    names = {"traces": run / "traces_test.csv", "empty": tmp_path / "empty"}
+    assert main([a.format(**names) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert told in error and "Traceback" not in error
