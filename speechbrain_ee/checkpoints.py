@@ -220,6 +220,7 @@ class SafeCheckpointer(Checkpointer):
         ]
 
         def delete():
+            """Delete what no order keeps."""
             found, kept = set(), set()
             for order in orders:
                 ranked = self.find_checkpoints(

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function, name, summary):
+        """Add a command."""
         sub = commands.add_parser(name, help=summary, description=summary)
         sub.set_defaults(command=function)
         return sub

@@ -80,6 +80,7 @@ class ExitCosts:
         device = next(encoder.parameters()).device
 
         def step(time):
+            """The next layer on so many frames."""
             hidden = torch.zeros(1, time, encoder.output_size, device=device)
             frames = torch.tensor([time])
             context = encoder.make_context(hidden, frames)
@@ -92,6 +93,7 @@ class ExitCosts:
         device = next(encoder.parameters()).device
 
         def read(time):
+            """The head on so many frames."""
             hidden = torch.zeros(1, time, encoder.output_size, device=device)
             return lambda: heads.logits(hidden, layer)
 

@@ -135,6 +135,7 @@ if __name__ == "__main__":
         lr_annealing=hparams["lr_annealing"],
         wav_augment=hparams["wav_augment"],
         train_logger=hparams["train_logger"],
+        error_rate_computer=hparams["error_rate_computer"],
         select_by=hparams["select_by"],
         average=hparams["averaged_checkpoints"],
         modules=hparams["modules"],

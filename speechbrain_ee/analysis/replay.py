@@ -193,9 +193,11 @@ def outcome(
     unknown = np.full(taken.shape[1], np.nan)
 
     def at_exits(values):
+        """The values at the exits taken."""
         return np.take_along_axis(values, taken, axis=1)
 
     def mean(values):
+        """Their mean over utterances."""
         return unknown if values is None else at_exits(values).mean(axis=0)
 
     layers = traces.exit_layers[taken]

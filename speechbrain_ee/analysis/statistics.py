@@ -421,6 +421,7 @@ def against_random(
     layers, errors = _at_thresholds(traces, score, thresholds)
 
     def random_error_rate(depth, exit_rates):
+        """What leaving at random makes of the rates of the exits."""
         chances = random_exit_probabilities(traces.exit_layers, depth)
         return (chances @ exit_rates[..., None])[..., 0]
 

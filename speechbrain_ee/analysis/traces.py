@@ -267,6 +267,7 @@ class Traces:
         """
 
         def cut(values):
+            """The same of some utterances."""
             if isinstance(values, dict):
                 return {name: array[mask] for name, array in values.items()}
             return None if values is None else values[mask]

@@ -17,6 +17,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.metric_stats import ErrorRateStats
 from tqdm.auto import tqdm
 
 from speechbrain_ee.analysis.loops import loop_row
@@ -52,6 +53,8 @@ class EarlyExitCTC(sb.Brain):
         As ``speechbrain.augment.augmenter.Augmenter``.
     train_logger : TrainLogger, optional
         As ``speechbrain.utils.train_logger.FileTrainLogger``.
+    error_rate_computer : callable
+        Makes the ErrorRateStats of an exit.
     select_by : str
         The figure on dev that chooses checkpoints: ``WER_mean`` over exits,
         or ``WER_exit<k>`` of one.
@@ -68,6 +71,7 @@ class EarlyExitCTC(sb.Brain):
         lr_annealing=None,
         wav_augment=None,
         train_logger=None,
+        error_rate_computer=ErrorRateStats,
         select_by: str = "WER_mean",
         average: int = 1,
         **kwargs,
@@ -77,6 +81,7 @@ class EarlyExitCTC(sb.Brain):
         self.lr_annealing = lr_annealing
         self.wav_augment = wav_augment
         self.train_logger = train_logger
+        self.error_rate_computer = error_rate_computer
         self.average = average
         # Kept as they are now, before DDP wraps what stands in modules.
         self.encoder = self.modules.encoder
@@ -209,7 +214,7 @@ class EarlyExitCTC(sb.Brain):
         """Fresh error counts."""
         if stage != sb.Stage.TRAIN:
             self.error_rates = {
-                k: self.hparams.error_rate_computer() for k in self.exit_layers
+                k: self.error_rate_computer() for k in self.exit_layers
             }
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
@@ -389,7 +394,7 @@ class EarlyExitCTC(sb.Brain):
                 column: {i: item[key] for i, item in items.items()}
                 for column, key in groups.items()
             },
-            self.hparams.error_rate_computer,
+            self.error_rate_computer,
         )
         loop = EarlyExitLoop(
             self.encoder,
@@ -415,7 +420,7 @@ class EarlyExitCTC(sb.Brain):
             loop = EarlyExitLoop(self.encoder, self.exits, selector, costs)
             batches, ids = self._run_loop(label, loop, loader)
             hyps = self.decode([h for one in batches for h in one.hypotheses])
-            stats = self.hparams.error_rate_computer()
+            stats = self.error_rate_computer()
             stats.append(
                 ids,
                 [hyp.split() for hyp in hyps],

@@ -93,6 +93,7 @@ class Synthesizer:
 
         @_Callback
         def collect(block, count, events):
+            """Take the samples that eSpeak NG hands over."""
             if block:
                 samples.extend(ctypes.string_at(block, 2 * count))
             return 0

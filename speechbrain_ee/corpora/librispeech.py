@@ -73,6 +73,7 @@ class _Chapter:
 
     @property
     def name(self):
+        """Of the files."""
         return f"{self.number}-1"
 
 

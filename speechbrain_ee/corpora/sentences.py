@@ -151,9 +151,11 @@ def random_sentence(rng):
     """
 
     def choose(match):
+        """One of the texts for a name in braces."""
         return expand(rng.choice(GRAMMAR[match[1]]))
 
     def expand(text):
+        """The text with every name in braces replaced."""
         return re.sub(r"{(\w+)}", choose, text)
 
     return expand("{sentence}").upper()

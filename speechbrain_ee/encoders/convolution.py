@@ -194,6 +194,7 @@ def real_frames_only(
     """
 
     def blank(module, args):
+        """Zero the padding."""
         return (args[0].masked_fill(mask[:, None], 0.0),)
 
     with ExitStack() as stack:
@@ -202,6 +203,7 @@ def real_frames_only(
                 width = _TimeAxis(conv).right
 
                 def extend(module, args, width=width):
+                    """Go on behind the end of each utterance."""
                     return (
                         continue_ends(
                             args[0], frames, width, module.padding_mode
@@ -209,6 +211,7 @@ def real_frames_only(
                     )
 
                 def cut(module, args, output):
+                    """Take away what was added."""
                     return output[:, : mask.shape[1]]
 
                 hooks = [

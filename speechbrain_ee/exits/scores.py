@@ -67,6 +67,7 @@ def score(
     """
 
     def register(function):
+        """Note what the score is."""
         function.name = name
         function.higher_is_confident = higher_is_confident
         function.previous = previous

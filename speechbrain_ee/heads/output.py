@@ -116,6 +116,7 @@ class ExitOutput:
         frames = self.frames[rows]
 
         def cut(x):
+            """Some rows, without padding that none of them needs."""
             return x[:, : int(frames.max())][rows.to(x.device)]
 
         return replace(

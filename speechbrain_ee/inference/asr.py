@@ -378,6 +378,7 @@ class EarlyExitASR(Pretrained):
         scores = [_ScoreAtExit(one) for one in self.loop.selector.scores[:1]]
 
         def on_exit(output, account):
+            """Note the scores that the selector has read."""
             for score in scores:
                 score.note(output, output.ids)
 

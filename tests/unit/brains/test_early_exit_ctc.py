@@ -5,7 +5,6 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_ee.brains import EarlyExitCTC
 from speechbrain_ee.heads import CTCHeads
@@ -34,10 +33,7 @@ def make_brain(exit_layers=(2, NUM_LAYERS), labels=5, **settings):
             "exits": CTCHeads(exit_layers, encoder.output_size, vocab_size=5),
         },
         opt_class=torch.optim.AdamW,
-        hparams={
-            "sample_rate": 16000,
-            "error_rate_computer": ErrorRateStats,
-        },
+        hparams={"sample_rate": 16000},
         **settings,
     )
 
