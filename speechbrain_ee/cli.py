@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ValueError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"speechbrain-ee: {error}", file=sys.stderr)
         return 2
     return 0
@@ -199,3 +199,7 @@ def _truncate(options) -> None:
     folder = options.out or options.run / f"exit{options.exit_layer}"
     summary = truncate_model(options.run, options.exit_layer, folder)
     print(f"{folder}: {summary}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

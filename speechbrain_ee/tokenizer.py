@@ -12,9 +12,11 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sentencepiece import SentencePieceProcessor
 from speechbrain.tokenizers.SentencePiece import SentencePiece
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
@@ -102,6 +104,31 @@ def train_tokenizer(
         ) from error
     _check_size(tokenizer.sp.vocab_size(), model, settings)
     return tokenizer
+
+
+def decode_labels(
+    processor: SentencePieceProcessor, hypotheses: Sequence[Sequence[int]]
+) -> list[str]:
+    """Transcripts of label sequences.
+
+    Arguments
+    ---------
+    processor : SentencePieceProcessor
+        Of the tokenizer.
+    hypotheses : sequence of sequence of int
+        Labels without blanks. Those that the tokenizer does not have are left
+        out: exits may have more than a tokenizer of characters has found.
+
+    Returns
+    -------
+    list of str
+        Words, separated by spaces.
+    """
+    labels = processor.vocab_size()
+    return [
+        processor.decode_ids([k for k in one if k < labels])
+        for one in hypotheses
+    ]
 
 
 def _check_size(labels, model, settings):

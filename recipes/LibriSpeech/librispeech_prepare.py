@@ -71,7 +71,7 @@ def prepare_librispeech(
         If True, do nothing.
     check_audio : bool
         If True, decode all audio once, to find files that are cut off or
-        damaged: some 2900 times as fast as it is spoken on each core, or 20
+        damaged: some 3000 times as fast as it is spoken on each core, or 20
         minutes of one core for all of LibriSpeech. If False, read only their
         heads, in a tenth of the time; a damaged file then stops the training.
 

@@ -30,6 +30,7 @@ from speechbrain_ee.files import replacing
 from speechbrain_ee.heads import ExitOutput
 from speechbrain_ee.objectives import ExitLossSum, frames_needed
 from speechbrain_ee.runtime import EarlyExitLoop
+from speechbrain_ee.tokenizer import decode_labels
 
 logger = get_logger(__name__)
 
@@ -187,11 +188,7 @@ class EarlyExitCTC(sb.Brain):
         list of str
             Words, separated by spaces.
         """
-        # Exits may have more labels than a tokenizer of characters has found.
-        return [
-            self.tokenizer.sp.decode_ids([k for k in one if k < self.labels])
-            for one in hypotheses
-        ]
+        return decode_labels(self.tokenizer.sp, hypotheses)
 
     def make_dataloader(self, dataset, stage, **loader_kwargs):
         """As SpeechBrain's, with other batches in every epoch.

@@ -12,9 +12,15 @@ import ctypes
 import threading
 from dataclasses import dataclass
 
-import espeakng_loader
 import torch
 from torchaudio.functional import resample
+
+try:
+    import espeakng_loader
+except ImportError as error:
+    raise ImportError(
+        "Synthetic speech needs eSpeak NG: pip install speechbrain-ee[demo]."
+    ) from error
 
 SAMPLE_RATE = 16000
 

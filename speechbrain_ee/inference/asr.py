@@ -27,6 +27,7 @@ from speechbrain_ee.exits import (
 )
 from speechbrain_ee.heads import ExitOutput
 from speechbrain_ee.runtime import EarlyExitLoop
+from speechbrain_ee.tokenizer import decode_labels
 
 
 @dataclass(frozen=True)
@@ -365,13 +366,7 @@ class EarlyExitASR(Pretrained):
         list of str
             Words, separated by spaces.
         """
-        tokenizer = self.hparams.tokenizer
-        # Exits may have more labels than a tokenizer of characters has found.
-        labels = tokenizer.vocab_size()
-        return [
-            tokenizer.decode_ids([k for k in one if k < labels])
-            for one in hypotheses
-        ]
+        return decode_labels(self.hparams.tokenizer, hypotheses)
 
     def _transcribe(self, wavs, wav_lens, ids) -> list[Transcript]:
         """Walk one batch; ids must differ."""
