@@ -3,14 +3,10 @@
 The rows of ``tests/recipes/*.csv`` have the columns of SpeechBrain's own.
 """
 
-import csv
 import re
-import shlex
-import subprocess
+import shutil
 import sys
-from io import StringIO
 from operator import eq, ge, gt, le, lt
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -19,43 +15,17 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 
-from speechbrain_ee.corpora.librispeech import make_librispeech
 from speechbrain_ee.overrides import resolve_overrides
-
-ROOT = Path(__file__).parents[2]
-SPLITS = {"train": 12, "dev": 4, "test": 5}
-ROWS = [
-    row
-    for path in sorted((ROOT / "tests" / "recipes").glob("*.csv"))
-    for row in csv.DictReader(path.open(encoding="utf-8"))
-]
-
-
-@pytest.fixture(scope="session")
-def corpora(tmp_path_factory):
-    """A folder with a small corpus of every dataset, in its real layout."""
-    folder = tmp_path_factory.mktemp("corpora")
-    make_librispeech(folder / "LibriSpeech", SPLITS)
-    return folder
-
-
-def flags(row):
-    return shlex.split(row["test_debug_flags"])
-
-
-def name(row):
-    return Path(row["Hparam_file"]).stem
-
-
-def run(row, corpora, output_folder, *more, launcher=(sys.executable,)):
-    """The recipe in a process of its own, from the root of the project."""
-    command = [
-        *(*launcher, row["Script_file"], row["Hparam_file"]),
-        *(flag.replace("tests/tmp", str(corpora)) for flag in flags(row)),
-        f"--output_folder={output_folder}",
-        *("--device=cpu", "--noprogressbar", *more),
-    ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+from tests.integration.recipes import (
+    ROOT,
+    ROWS,
+    SPLITS,
+    check,
+    flags,
+    name,
+    run,
+    trains,
+)
 
 
 def exit_layers(row, output_folder):
@@ -66,9 +36,7 @@ def exit_layers(row, output_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
-    check = re.search(r"performance_check=\[(.*?)\]", row["test_debug_checks"])
-    done = run(row, corpora, tmp_path, *([] if check else ["--debug"]))
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    check(run(row, corpora, tmp_path, *([] if trains(row) else ["--debug"])))
     listed = re.search(r"file_exists=\[(.*?)\]", row["test_debug_checks"])[1]
     missing = [f for f in listed.split(",") if not (tmp_path / f).is_file()]
     assert missing == []
@@ -77,8 +45,8 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
     layers = exit_layers(row, tmp_path)
     for layer in layers:
         assert f"valid WER_exit{layer}: " in log
-    if check:
-        assert performance_is_met(check[1], tmp_path)
+    if trains(row):
+        assert performance_is_met(row["test_debug_checks"], tmp_path)
 
     traces = pd.read_csv(tmp_path / "traces_test.csv")
     assert traces["exit_layer"].unique().tolist() == layers
@@ -103,9 +71,10 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
     assert fixed["error_rate"].iloc[-1] == pytest.approx(rate)
 
 
-def performance_is_met(check, output_folder):
-    """A ``performance_check`` as SpeechBrain words it."""
-    file, variable, limit, epoch = (part.strip() for part in check.split(","))
+def performance_is_met(checks, output_folder):
+    """The ``performance_check`` as SpeechBrain words it."""
+    parts = re.search(r"performance_check=\[(.*?)\]", checks)[1].split(",")
+    file, variable, limit, epoch = (part.strip() for part in parts)
     lines = (output_folder / file).read_text().splitlines()
     line = next(line for line in lines if f"{epoch}," in line)
     value = float(re.search(rf"{variable}: ([-+\d.e]+)", line)[1])
@@ -115,19 +84,18 @@ def performance_is_met(check, output_folder):
 
 
 @pytest.mark.slow
-def test_a_trained_run_can_be_evaluated_again(corpora, tmp_path):
-    row = next(row for row in ROWS if "performance_check" in str(row))
-    assert run(row, corpora, tmp_path, "--number_of_epochs=1").returncode == 0
-    traces = (tmp_path / "traces_test.csv").read_text()
-    (tmp_path / "traces_test.csv").unlink()
-    log = (tmp_path / "train_log.txt").read_text()
-    done = run(*(row, corpora, tmp_path, "--number_of_epochs=1", "--test_only"))
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    again = pd.read_csv(tmp_path / "traces_test.csv")
+def test_a_trained_run_can_be_evaluated_again(trained, corpora, tmp_path):
+    folder, row = trained
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "traces_test.csv").unlink()
+    log = tmp_path / "run" / "train_log.txt"
+    before = log.read_text()
+    more = ("--number_of_epochs=1", "--test_only")
+    check(run(row, corpora, tmp_path / "run", *more))
     same = ["id", "exit_layer", "hyp", "errors", "entropy"]
-    assert again[same].equals(pd.read_csv(StringIO(traces))[same])
-    new = (tmp_path / "train_log.txt").read_text()[len(log) :]
-    assert "train loss" not in new
+    again = pd.read_csv(tmp_path / "run" / "traces_test.csv")[same]
+    assert again.equals(pd.read_csv(folder / "traces_test.csv")[same])
+    assert "train loss" not in log.read_text()[len(before) :]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +120,7 @@ def test_two_processes_train_together(corpora, tmp_path):
         *(small, corpora, tmp_path, "--debug", "--distributed_backend=gloo"),
         launcher=(*torchrun, "--standalone", "--nproc_per_node=2"),
     )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    check(done)
     loop = pd.read_csv(tmp_path / "loop_test.csv")
     assert loop["selector"][0] == "full_depth"
 

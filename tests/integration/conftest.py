@@ -1,0 +1,23 @@
+"""Corpora, and a recipe's run on them."""
+
+import pytest
+
+from speechbrain_ee.corpora.librispeech import make_librispeech
+from tests.integration.recipes import ROWS, SPLITS, check, run, trains
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory):
+    """A folder with a small corpus of every dataset, in its real layout."""
+    folder = tmp_path_factory.mktemp("corpora")
+    make_librispeech(folder / "LibriSpeech", SPLITS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(corpora, tmp_path_factory):
+    """The folder of a short training and its row, not to be changed."""
+    row = next(row for row in ROWS if trains(row))
+    folder = tmp_path_factory.mktemp("trained")
+    check(run(row, corpora, folder, "--number_of_epochs=1"))
+    return folder, row

@@ -1,0 +1,46 @@
+"""Runs of the recipes in processes of their own."""
+
+import csv
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SPLITS = {"train": 12, "dev": 4, "test": 5}
+ROWS = [
+    row
+    for path in sorted((ROOT / "tests" / "recipes").glob("*.csv"))
+    for row in csv.DictReader(path.open(encoding="utf-8"))
+]
+
+
+def flags(row):
+    """The settings with which a row is tested."""
+    return shlex.split(row["test_debug_flags"])
+
+
+def name(row):
+    """The name of a row's YAML."""
+    return Path(row["Hparam_file"]).stem
+
+
+def trains(row):
+    """Whether a row is trained until it must have learned something."""
+    return "performance_check" in row["test_debug_checks"]
+
+
+def run(row, corpora, output_folder, *more, launcher=(sys.executable,)):
+    """The recipe of a row, from the root of the project."""
+    command = [
+        *(*launcher, row["Script_file"], row["Hparam_file"]),
+        *(flag.replace("tests/tmp", str(corpora)) for flag in flags(row)),
+        f"--output_folder={output_folder}",
+        *("--device=cpu", "--noprogressbar", *more),
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def check(done):
+    """Raise unless a process has ended well."""
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
