@@ -111,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--score", help="score of a threshold rule")
     sub.add_argument("--threshold", type=float, help="threshold of that rule")
+    sub.add_argument(
+        "--max-seconds",
+        type=float,
+        default=120.0,
+        help="longer files are refused: attention takes their square",
+    )
     sub.add_argument("--device", help="such as cpu or cuda:0")
 
     sub = command(
@@ -183,6 +189,7 @@ def _transcribe(options) -> None:
         selector=selector,
         exit_layer=options.exit_layer,
         max_layers=options.max_layers,
+        max_seconds=options.max_seconds,
         run_opts={"device": options.device} if options.device else None,
     )
     print("file", "exit_layer", "score", "text", sep="\t")

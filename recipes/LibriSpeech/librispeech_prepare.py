@@ -314,6 +314,8 @@ def look_at_audio(file, decode=True):
         return 0, 0, error.error_string.rstrip(".")
     except MemoryError:
         return 0, 0, "its head promises more samples than fit into memory"
+    if audio.channels > 1:
+        return 0, 0, f"{audio.channels} channels, not one"
     if frames < promised:
         return 0, 0, f"cut off after {frames} of {promised} samples"
     return frames, rate, "" if frames else "no samples"

@@ -27,6 +27,7 @@ KEPT_FILES = (
     "loop_*.csv",
     "curve_*.png",
     "exits_*.png",
+    "scores_*.png",
     "report.md",
     "train_log.txt",
 )
@@ -74,8 +75,8 @@ def train(name, data_folder):
 
     Returns
     -------
-    str
-        What to tell of it.
+    bool
+        Whether it is done.
     """
     output = HERE / "results" / "comparison" / name
     if not (output / "report.html").is_file():
@@ -94,13 +95,15 @@ def train(name, data_folder):
                 stderr=subprocess.STDOUT,
             )
         if done.returncode:
-            return f"{name}: failed, see {output / 'console.txt'}"
+            print(f"{name}: failed, see {output / 'console.txt'}", flush=True)
+            return False
     kept = KEPT / name
     kept.mkdir(parents=True, exist_ok=True)
     for pattern in KEPT_FILES:
         for file in output.glob(pattern):
             shutil.copy(file, kept)
-    return f"{name}: done, kept in {kept}"
+    print(f"{name}: done, kept in {kept}", flush=True)
+    return True
 
 
 def main():
@@ -113,11 +116,13 @@ def main():
     )
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
-        for told in pool.map(
-            lambda name: train(name, options.data_folder), options.only
-        ):
-            print(told, flush=True)
+        done = list(
+            pool.map(
+                lambda name: train(name, options.data_folder), options.only
+            )
+        )
+    return not all(done)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -90,7 +90,8 @@ if __name__ == "__main__":
     sb.utils.distributed.ddp_init_group(run_opts)
     overrides = resolve_overrides(hparams_file, overrides, BLOCKS)
     with open(hparams_file, encoding="utf-8") as fin:
-        hparams = load_hyperpyyaml(fin, overrides)
+        # Their keys are checked; a new selector is no mistake.
+        hparams = load_hyperpyyaml(fin, overrides, overrides_must_match=False)
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
@@ -144,6 +145,7 @@ if __name__ == "__main__":
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
+    brain.check_strategies(hparams["scores"], hparams["selectors"])
     brain.check_lengths(train, targets=True)
     for dataset in (valid, *tests.values()):
         brain.check_lengths(dataset)
@@ -165,14 +167,20 @@ if __name__ == "__main__":
         valid_loader_kwargs=hparams["valid_dataloader_opts"],
     )
 
+    folder = Path(hparams["output_folder"])
+    if brain.debug and not brain.debug_persistently:
+        folder = folder / "debug"  # not over the files of a finished run
+        folder.mkdir(exist_ok=True)
     evaluation = {
-        "folder": hparams["output_folder"],
+        "folder": folder,
         "scores": hparams["scores"],
         "groups": hparams["groups"],
         "loader_kwargs": hparams["test_dataloader_opts"],
     }
     traces = brain.evaluate_exits(valid, hparams["valid_split"], **evaluation)
-    chosen = calibrated_thresholds(traces, **hparams["calibrate"])
+    chosen = calibrated_thresholds(
+        traces, hparams["scores"], **hparams["calibrate"]
+    )
     selectors = {**hparams["selectors"], **chosen}
     for name, dataset in tests.items():
         brain.evaluate_exits(dataset, name, selectors=selectors, **evaluation)
@@ -180,7 +188,7 @@ if __name__ == "__main__":
     run_on_main(
         write_inference,
         kwargs={
-            "folder": hparams["output_folder"],
+            "folder": folder,
             "hparams_file": Path(hparams["output_folder"]) / "hyperparams.yaml",
             "encoder": brain.encoder,
             "exits": brain.exits,
@@ -189,4 +197,4 @@ if __name__ == "__main__":
             "selector": next(iter(chosen.values()), None),
         },
     )
-    run_on_main(write_report, [hparams["output_folder"]])
+    run_on_main(write_report, [folder])

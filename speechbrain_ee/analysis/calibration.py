@@ -10,19 +10,27 @@ from collections.abc import Sequence
 
 from speechbrain_ee.analysis.statistics import savings
 from speechbrain_ee.analysis.traces import Traces
+from speechbrain_ee.exits import get_score
 
 
 def calibrated_thresholds(
-    traces: Traces, scores: Sequence[str], loss: float = 1.0
-) -> dict[str, dict[str, str | float]]:
+    traces: Traces,
+    traced: Sequence,
+    scores: Sequence[str] = (),
+    loss: float = 1.0,
+) -> dict[str, dict]:
     """For each score, the threshold that runs the fewest layers.
 
     Arguments
     ---------
     traces : Traces
         Of the development set.
+    traced : sequence
+        The scores that were traced, as ``get_score`` takes them: a threshold
+        holds for a score with just these options.
     scores : sequence of str
-        Names of traced scores.
+        Names of the scores that are wanted; those that were not traced are
+        passed over.
     loss : float
         How many points of error rate, in percent, it may cost there, compared
         with the last exit.
@@ -32,11 +40,6 @@ def calibrated_thresholds(
     dict
         ``<score>_dev+<loss>`` to what ``get_selector`` takes.
 
-    Raises
-    ------
-    ValueError
-        If a score was not traced.
-
     Example
     -------
     >>> import pandas as pd
@@ -44,21 +47,20 @@ def calibrated_thresholds(
     >>> rows = [("a", 2, 0, 5, 0.1), ("a", 4, 0, 5, 0.1)]
     >>> rows += [("b", 2, 3, 5, 0.9), ("b", 4, 0, 5, 0.2)]
     >>> traces = Traces.from_frame(pd.DataFrame(rows, columns=columns))
-    >>> chosen = calibrated_thresholds(traces, ["entropy"])
+    >>> chosen = calibrated_thresholds(traces, ["entropy"], ["entropy"])
     >>> 0.1 <= chosen["entropy_dev+1"]["threshold"] < 0.9
     True
     """
-    unknown = sorted(set(scores) - set(traces.scores))
-    if unknown:
-        raise ValueError(
-            f"calibrate: {', '.join(unknown)} is not among the traced scores "
-            f"({', '.join(traces.scores)}): add it to scores."
-        )
-    return {
-        f"{score}_dev+{loss:g}": {
+    chosen = {}
+    for score in map(get_score, traced):
+        if score.name not in scores:
+            continue
+        definition = score.name
+        if score.options:
+            definition = {"score": score.name, **score.options}
+        chosen[f"{score.name}_dev+{loss:g}"] = {
             "selector": "threshold",
-            "score": score,
-            "threshold": savings(traces, score, loss)["threshold"],
+            "score": definition,
+            "threshold": savings(traces, score.name, loss)["threshold"],
         }
-        for score in scores
-    }
+    return chosen

@@ -93,6 +93,9 @@ def loop_row(
     threshold = selector.threshold
     scores = [score.name for score in selector.scores]
     errors, ref_len = np.asarray(errors), np.asarray(ref_len)
+    if len(ids):  # in the order of traces, so that intervals agree with theirs
+        order = np.argsort(np.asarray(ids))
+        errors, ref_len = errors[order], ref_len[order]
     rate = Bootstrap(len(errors)).error_rate_interval(errors, ref_len)
     return {
         "selector": label,

@@ -92,8 +92,61 @@ def draw_curves(
             markersize=7,
             label="measured by the loop",
         )
-    _finish(axes, "mean_exit_layer", curve["error_rate"], title)
+    rates = curve["error_rate"] if exits is None else exits["high"]
+    _finish(axes, "mean_exit_layer", rates, title)
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_scores(tables: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
+    """Each score in a panel of its own, with its interval and chance.
+
+    Arguments
+    ---------
+    tables : mapping
+        Score to a table with a row per threshold: the columns mean_exit_layer,
+        error_rate, low, high, random_error_rate.
+    title : str
+        Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> columns = ["mean_exit_layer", "error_rate", "low", "high"]
+    >>> rows = [(2.0, 20.0, 18.0, 22.0, 20.0), (6.0, 9.0, 8.0, 10.0, 9.0)]
+    >>> table = pd.DataFrame(rows, columns=[*columns, "random_error_rate"])
+    >>> figure = draw_scores({"entropy": table, "margin": table})
+    >>> [axes.get_title() for axes in figure.axes]
+    ['entropy', 'margin']
+    """
+    columns = min(4, len(tables))
+    rows = -(-len(tables) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.8 * rows), layout="constrained")
+    panels = figure.subplots(
+        rows, columns, sharex=True, sharey=True, squeeze=False
+    ).flatten()
+    highest = pd.concat([table["high"] for table in tables.values()])
+    for place, (colour, (name, table)) in enumerate(
+        zip(_cycle(), tables.items())
+    ):
+        axes = panels[place]
+        depth = table["mean_exit_layer"]
+        axes.fill_between(
+            depth, table["low"], table["high"], color=colour, alpha=0.2, lw=0
+        )
+        axes.plot(depth, table["error_rate"], color=colour)
+        axes.plot(depth, table["random_error_rate"], ":", color=GREY)
+        _finish(axes, "mean_exit_layer", highest, name.replace("_", " "))
+        lowest = place >= len(tables) - columns
+        axes.tick_params(labelbottom=lowest)
+        axes.set_xlabel(AXES["mean_exit_layer"] if lowest else "")
+        axes.set_ylabel("" if place % columns else axes.get_ylabel())
+    for axes in panels[len(tables) :]:
+        axes.remove()
+    figure.suptitle(title)
     return figure
 
 

@@ -71,6 +71,12 @@ class TraceRecorder:
         groups: Mapping[str, Mapping[str, str]] | None = None,
         error_rate_computer: Callable[[], ErrorRateStats] = ErrorRateStats,
     ):
+        names = [score.name for score in scores]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"scores: {', '.join(names)} name one twice, but traces have "
+                "one column for each name: trace them in two runs."
+            )
         self.scores = scores
         self.decode = decode
         self.references = references

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from speechbrain_ee.analysis.plots import draw_curves, draw_exits
-from speechbrain_ee.analysis.replay import exits_at, sweep
+from speechbrain_ee.analysis.plots import draw_curves, draw_exits, draw_scores
+from speechbrain_ee.analysis.replay import exits_at, score_thresholds, sweep
 from speechbrain_ee.analysis.statistics import (
     Bootstrap,
     against_random,
@@ -204,7 +204,10 @@ def _describe_set(run: Path, name: str) -> Section:
             Part(
                 "The loop that really stops",
                 table=_loop_rows(loop, traces.exit_layers[-1]),
-                caption="Measured; seconds of the whole set.",
+                caption=(
+                    "Measured; seconds of the whole set. The process has held "
+                    f"{loop['peak_memory_mb'].max():.0f} MB at most."
+                ),
             )
         )
     if taken:
@@ -225,6 +228,21 @@ def _describe_set(run: Path, name: str) -> Section:
         section.utterances = _utterances(traces, taken[rule])
         section.leave_rule = rule
     if traces.scores and len(traces.exit_layers) > 1:
+        bootstrap = Bootstrap(len(traces))
+        tables = {
+            score: against_random(
+                *(traces, score, score_thresholds(traces, score)), bootstrap
+            )
+            for score in traces.scores
+        }
+        figure = draw_scores(tables, name)
+        caption = (
+            "Each score with its 95% interval over utterances; dotted: leaving "
+            "at random at the same mean depth."
+        )
+        section.parts.append(
+            save_picture(run, f"scores_{name}", figure, caption)
+        )
         section.parts.append(
             Part("Which score is worth what", table=_score_rows(traces, rules))
         )
@@ -335,7 +353,6 @@ def _loop_rows(loop, last_exit) -> pd.DataFrame:
             "seconds": [f"{x:.2f}" for x in loop["seconds"]],
             "replayed": [_plain(x, ".2f") for x in loop["replayed_seconds"]],
             "real-time factor": [f"{x:.4f}" for x in loop["real_time_factor"]],
-            "peak MB": [f"{x:.0f}" for x in loop["peak_memory_mb"]],
         }
     )
 
@@ -376,16 +393,19 @@ def _score_rows(traces, rules) -> pd.DataFrame:
     bootstrap = Bootstrap(len(traces))
     scores = list(traces.scores)
     base = "entropy" if "entropy" in scores else scores[0]
-    thresholds = {score: (rule, t) for rule, (score, t) in rules.items()}
+    thresholds = {}
+    for rule, (score, threshold) in rules.items():
+        thresholds.setdefault(score, (rule, threshold))
     rows = []
     for score in scores:
         row = {"score": score}
-        found = compare_scores(traces, score, base, bootstrap=bootstrap)
-        row["mean WER over depths"] = (
-            f"{found['area_one']:.2f} "
-            f"({found['lowest']:.1f} to {found['highest']:.1f})"
-        )
-        if score != base:
+        # A score that is known at the last exit alone decides nothing.
+        if np.isfinite(traces.scores[score][:, :-1]).any():
+            found = compare_scores(traces, score, base, bootstrap=bootstrap)
+            row["mean WER over depths"] = (
+                f"{found['area_one']:.2f} "
+                f"({found['lowest']:.1f} to {found['highest']:.1f})"
+            )
             difference = (found[k] for k in ("difference", "low", "high"))
             row[f"minus that of {base}"] = between(*difference, ".2f")
         if score in thresholds:

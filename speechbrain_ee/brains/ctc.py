@@ -25,7 +25,12 @@ from speechbrain_ee.analysis.recorder import TraceRecorder
 from speechbrain_ee.analysis.replay import sweep
 from speechbrain_ee.analysis.traces import Traces
 from speechbrain_ee.costs import ExitCosts
-from speechbrain_ee.exits import ExitSelector, NeverLeave, get_score
+from speechbrain_ee.exits import (
+    ExitSelector,
+    NeverLeave,
+    check_selector,
+    get_score,
+)
 from speechbrain_ee.files import replacing
 from speechbrain_ee.heads import ExitOutput
 from speechbrain_ee.objectives import ExitLossSum, frames_needed
@@ -198,7 +203,7 @@ class EarlyExitCTC(sb.Brain):
         and others to a run that goes on from a checkpoint.
         """
         loader = super().make_dataloader(dataset, stage, **loader_kwargs)
-        if stage == sb.Stage.TRAIN and self.train_sampler is None:
+        if stage == sb.Stage.TRAIN and not self.distributed_launch:
             self.train_sampler = loader_kwargs.get("batch_sampler")
         return loader
 
@@ -379,6 +384,7 @@ class EarlyExitCTC(sb.Brain):
             **{**(loader_kwargs or {}), "ckpt_prefix": None},
         )
         costs = ExitCosts(self.encoder, self.exits)
+        groups = self._present(groups, dataset)
         keys = ["id", "wrd", "duration", *groups.values()]
         with dataset.output_keys_as(keys):
             items = {item["id"]: item for item in dataset}
@@ -406,7 +412,7 @@ class EarlyExitCTC(sb.Brain):
         if if_main_process():
             recorder.write(folder, name)
             with replacing(Path(folder) / f"curve_{name}.csv") as file:
-                sweep(traces).to_csv(file, index=False, float_format="%.7g")
+                sweep(traces).to_csv(file, index=False, float_format="%.9g")
         for layer, stats in recorder.error_rates.items():
             figures = {"WER": stats.summarize("error_rate")}
             self.log({"set": name, "exit": layer}, test_stats=figures)
@@ -446,6 +452,41 @@ class EarlyExitCTC(sb.Brain):
                 pd.DataFrame(rows).to_csv(file, index=False)
         return traces
 
+    def check_strategies(self, scores: Sequence, selectors: Mapping) -> None:
+        """Raise, before hours are spent, if the evaluation could not run.
+
+        Arguments
+        ---------
+        scores : sequence
+            As for ``evaluate_exits``.
+        selectors : mapping
+            As for ``evaluate_exits``.
+
+        Raises
+        ------
+        ValueError
+            Naming the score or selector, with the reason.
+        """
+        TraceRecorder(
+            self.exit_layers, [get_score(x) for x in scores], self.decode, {}
+        )
+        for label, selector in selectors.items():
+            try:
+                check_selector(selector, self.exit_layers)
+            except ValueError as error:
+                raise ValueError(f"selectors: {label}: {error}") from error
+
+    def _present(self, groups, dataset) -> dict[str, str]:
+        """The grouping columns that a dataset has."""
+        items = next(iter(dataset.data.values()), {})
+        missing = [key for key in groups.values() if key not in items]
+        if missing:
+            logger.warning(
+                "groups: the data has no column %s; traces go without.",
+                ", ".join(missing),
+            )
+        return {c: key for c, key in groups.items() if key in items}
+
     def _warm_up(self, loop, loader) -> None:
         """Walk one batch, so that no selector pays for a cold start."""
         batch = next(iter(loader)).to(self.device)
@@ -454,6 +495,8 @@ class EarlyExitCTC(sb.Brain):
 
     def _run_loop(self, label, loop, loader, on_exit=None):
         """How the utterances of a whole set left, and their names."""
+        if self.device_type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         batches, ids = [], []
         for batch in tqdm(loader, desc=label, disable=self.noprogressbar):
             batch = batch.to(self.device)

@@ -29,6 +29,7 @@ from speechbrain_ee.exits.selectors import (
     Patience,
     RandomExit,
     Threshold,
+    check_selector,
     get_selector,
 )
 
@@ -45,6 +46,7 @@ __all__ = [
     "RandomExit",
     "Score",
     "Threshold",
+    "check_selector",
     "ctc_nbest",
     "frame_entropy",
     "get_score",

@@ -562,3 +562,35 @@ def get_selector(spec, **options) -> ExitSelector:
             f"unknown selector {name!r}. {nearest(name, SELECTORS)}"
         )
     return SELECTORS[name](**options)
+
+
+def check_selector(selector, exit_layers: Sequence[int]) -> None:
+    """Raise unless a selector can be made and fits the exits.
+
+    Arguments
+    ---------
+    selector : ExitSelector, str or Mapping
+        What ``get_selector`` takes.
+    exit_layers : sequence of int
+        The layers read out.
+
+    Raises
+    ------
+    ValueError
+        With the reason.
+
+    Example
+    -------
+    >>> check_selector("fixed", [2, 4])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+      ...
+    ValueError: selector: fixed ... [2, 4]: ... argument: 'layer'
+    """
+    try:
+        # The costs only have to be there: nothing is selected yet.
+        get_selector(selector).prepare(exit_layers, lambda k, frames: frames)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"selector: {selector} cannot be used with exits "
+            f"{list(exit_layers)}: {error}"
+        ) from error

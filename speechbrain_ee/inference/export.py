@@ -23,7 +23,7 @@ from ruamel.yaml.tag import Tag
 from speechbrain.processing.features import InputNormalization
 
 from speechbrain_ee.encoders import LayerwiseEncoder, SpeechBrainEncoder
-from speechbrain_ee.exits import get_selector
+from speechbrain_ee.exits import check_selector
 from speechbrain_ee.files import replacing
 from speechbrain_ee.heads import CTCHeads
 
@@ -326,38 +326,6 @@ def _read(path):
             f"{path} was not loaded, and nothing in it was run: it is damaged, "
             "or holds something else than tensors. Copy or export the model "
             "again, and take models only from who you trust."
-        ) from error
-
-
-def check_selector(selector, exit_layers: Sequence[int]) -> None:
-    """Raise unless a selector can be made and fits the exits.
-
-    Arguments
-    ---------
-    selector : ExitSelector, str or Mapping
-        What ``get_selector`` takes.
-    exit_layers : sequence of int
-        The layers read out.
-
-    Raises
-    ------
-    ValueError
-        With the reason.
-
-    Example
-    -------
-    >>> check_selector("fixed", [2, 4])  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-      ...
-    ValueError: selector: fixed ... [2, 4]: ... argument: 'layer'
-    """
-    try:
-        # The costs only have to be there: nothing is selected yet.
-        get_selector(selector).prepare(exit_layers, lambda k, frames: frames)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"selector: {selector} cannot be used with exits "
-            f"{list(exit_layers)}: {error}"
         ) from error
 
 

@@ -33,10 +33,14 @@ def exit_layers(row, output_folder):
     return list(settings["exit_layers"])
 
 
+# As SpeechBrain's own runner has it.
+DEBUG = ("--debug", "--debug_persistently")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
-    check(run(row, corpora, tmp_path, *([] if trains(row) else ["--debug"])))
+    check(run(row, corpora, tmp_path, *([] if trains(row) else DEBUG)))
     listed = re.search(r"file_exists=\[(.*?)\]", row["test_debug_checks"])[1]
     missing = [f for f in listed.split(",") if not (tmp_path / f).is_file()]
     assert missing == []
@@ -117,7 +121,7 @@ def test_two_processes_train_together(corpora, tmp_path):
     small = next(row for row in ROWS if name(row) == "conformer_ctc_ee_small")
     torchrun = (sys.executable, "-m", "torch.distributed.run")
     done = run(
-        *(small, corpora, tmp_path, "--debug", "--distributed_backend=gloo"),
+        *(small, corpora, tmp_path, *DEBUG, "--distributed_backend=gloo"),
         launcher=(*torchrun, "--standalone", "--nproc_per_node=2"),
     )
     check(done)

@@ -55,6 +55,16 @@ def test_a_run_with_one_exit_and_no_loop_has_a_report_too(tmp_path):
     assert "last exit, after layer 6" in write_report(run).read_text()
 
 
+def test_a_score_that_is_known_at_the_last_exit_only_has_an_empty_row(tmp_path):
+    folder = write_run(tmp_path / "two", layers=(6, 12))
+    path = folder / "traces_test.csv"
+    table = pd.read_csv(path)
+    table["kl_to_previous"] = table["entropy"].where(table["exit_layer"] == 12)
+    table.to_csv(path, index=False)
+    write_report(folder)
+    assert "| kl_to_previous |  |" in (folder / "report.md").read_text()
+
+
 def test_a_folder_without_traces_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no traces_<set>.csv"):
         write_report(tmp_path)

@@ -166,6 +166,22 @@ def test_a_loss_that_stays_nan_stops_training_and_says_what_to_do():
         brain.fit(range(1, 2), batches_loader(batches))
 
 
+@pytest.mark.parametrize(
+    ("scores", "selectors", "told"),
+    [
+        (["entropie"], {}, "Did you mean 'entropy'"),
+        (["margin", "margin"], {}, "name one twice"),
+        ([], {"mine": {"selector": "fixed", "layer": 3}}, "mine: .*layer 3"),
+        ([], {"mine": "patiance"}, "mine: .*Did you mean 'patience'"),
+    ],
+)
+def test_strategies_that_cannot_run_are_told_before_training(
+    scores, selectors, told
+):
+    with pytest.raises(ValueError, match=told):
+        make_brain().check_strategies(scores, selectors)
+
+
 def test_it_fits_and_evaluates_with_no_more_than_it_must_be_given():
     brain = make_brain()
     brain.noprogressbar = True
