@@ -21,6 +21,46 @@ from speechbrain_ee.heads import ExitOutput
 from speechbrain_ee.runtime import Departures
 
 
+class ExitTimer:
+    """Notes when each utterance was through with each exit.
+
+    Pass it as ``on_exit`` to an ``EarlyExitLoop`` that never leaves early and
+    reads no scores. What a TraceRecorder does between exits costs the layers
+    their caches, so that its own pass is slower than a real one.
+
+    Attributes
+    ----------
+    seconds : dict
+        (utterance, exit layer) to the time until then, without the front end.
+
+    Example
+    -------
+    >>> import torch
+    >>> log_probs, one = torch.zeros(1, 1, 3), torch.tensor([1])
+    >>> account = Departures([()], one, one, one, one, torch.tensor([0.5]), 0.1)
+    >>> timer = ExitTimer()
+    >>> timer(ExitOutput(log_probs, one, 2, ids=["a"]), account)
+    >>> timer.seconds
+    {('a', 2): 0.5}
+    """
+
+    def __init__(self):
+        self.seconds = {}
+
+    def __call__(self, output: ExitOutput, account: Departures) -> None:
+        """Note one exit.
+
+        Arguments
+        ---------
+        output : ExitOutput
+            Of the utterances that reached it.
+        account : Departures
+            What they have cost so far.
+        """
+        for name, seconds in zip(output.ids, account.seconds.tolist()):
+            self.seconds[name, output.exit_layer] = seconds
+
+
 class TraceRecorder:
     """Collects one row per utterance and exit while a loop runs.
 
@@ -125,6 +165,17 @@ class TraceRecorder:
                     **{group: v[name] for group, v in self.groups.items()},
                 }
             )
+
+    def take_seconds(self, timer: ExitTimer) -> None:
+        """Put the times of an undisturbed pass in place of the own ones.
+
+        Arguments
+        ---------
+        timer : ExitTimer
+            Of a loop over the same utterances that read no scores.
+        """
+        for row in self.rows:
+            row["seconds"] = timer.seconds[row["id"], row["exit_layer"]]
 
     def table(self) -> pd.DataFrame:
         """The traces so far.

@@ -21,7 +21,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from tqdm.auto import tqdm
 
 from speechbrain_ee.analysis.loops import loop_row
-from speechbrain_ee.analysis.recorder import TraceRecorder
+from speechbrain_ee.analysis.recorder import ExitTimer, TraceRecorder
 from speechbrain_ee.analysis.replay import sweep
 from speechbrain_ee.analysis.traces import Traces
 from speechbrain_ee.costs import ExitCosts
@@ -399,15 +399,16 @@ class EarlyExitCTC(sb.Brain):
             },
             self.error_rate_computer,
         )
-        loop = EarlyExitLoop(
-            self.encoder,
-            self.exits,
-            NeverLeave(),
-            costs,
-            watched=recorder.scores,
+        timer = ExitTimer()
+        full = NeverLeave()
+        plain = EarlyExitLoop(self.encoder, self.exits, full, costs)
+        watched = EarlyExitLoop(
+            self.encoder, self.exits, full, costs, watched=recorder.scores
         )
-        self._warm_up(loop, loader)
-        self._run_loop(name, loop, loader, recorder)
+        self._warm_up(plain, loader)
+        self._run_loop(f"{name}: time", plain, loader, timer)
+        self._run_loop(f"{name}: traces", watched, loader, recorder)
+        recorder.take_seconds(timer)
         traces = Traces.from_frame(recorder.table(), source=f"traces of {name}")
         if if_main_process():
             recorder.write(folder, name)
