@@ -18,13 +18,14 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.tag import Tag
 
 
 def resolve_overrides(
     hparams_file: str | Path, overrides: str, blocks_folder: str | Path
 ) -> str:
-    """Check overrides against a YAML, and put blocks where they are named.
+    r"""Check overrides against a YAML, and put blocks where they are named.
 
     Arguments
     ---------
@@ -63,7 +64,10 @@ def resolve_overrides(
     """
     yaml = YAML()
     yaml.width = 2**16
-    given = yaml.load(overrides) or {}
+    try:
+        given = yaml.load(overrides) or {}
+    except DuplicateKeyError as error:
+        raise ValueError(f"The same key twice: {error.problem}") from error
     known = yaml.load(Path(hparams_file).read_text(encoding="utf-8"))
     for key, value in given.items():
         if key not in known:

@@ -16,8 +16,8 @@ def corpora(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(corpora, tmp_path_factory):
-    """The folder of a short training and its row, not to be changed."""
+    """The folder of a training and its row, not to be changed."""
     row = next(row for row in ROWS if trains(row))
     folder = tmp_path_factory.mktemp("trained")
-    check(run(row, corpora, folder, "--number_of_epochs=1"))
+    check(run(row, corpora, folder))
     return folder, row

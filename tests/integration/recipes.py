@@ -32,11 +32,12 @@ def trains(row):
 
 def run(row, corpora, output_folder, *more, launcher=(sys.executable,)):
     """The recipe of a row, from the root of the project."""
+    given = [*flags(row), f"--output_folder={output_folder}", *more]
+    given = {flag.split("=")[0]: flag for flag in given}  # the last one counts
     command = [
         *(*launcher, row["Script_file"], row["Hparam_file"]),
-        *(flag.replace("tests/tmp", str(corpora)) for flag in flags(row)),
-        f"--output_folder={output_folder}",
-        *("--device=cpu", "--noprogressbar", *more),
+        *(one.replace("tests/tmp", str(corpora)) for one in given.values()),
+        *("--device=cpu", "--noprogressbar"),
     ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 

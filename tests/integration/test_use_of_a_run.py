@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def traces(trained):
     table = pd.read_csv(trained[0] / "traces_test.csv", keep_default_na=False)
+    assert table["hyp"].str.len().gt(5).all()  # it has learned to say something
     return table.set_index(["exit_layer", "id"])["hyp"]
 
 
@@ -66,7 +67,7 @@ def test_the_command_line_transcribes_and_truncates(
         arguments = ["transcribe", *names, "--model", str(model)]
         assert main([*arguments, "--max-layers", "2", "--device", "cpu"]) == 0
         printed = capsys.readouterr().out.splitlines()
-        rows = csv.DictReader(printed, delimiter="\t", quotechar=None)
+        rows = csv.DictReader(printed, delimiter="\t", quoting=csv.QUOTE_NONE)
         texts = {row["file"]: row["text"] for row in rows}
         for name, path in files.items():
             assert texts[str(path)] == traces[2][name]

@@ -61,6 +61,7 @@ def test_nothing_to_override_is_fine(tmp_path):
         ("n_mel: 40", "no key 'n_mel'. Did you mean 'n_mels'?"),
         ("selectors: patince", "no block 'patince'.*Did you mean 'patience'?"),
         ("objective: zzz", "There are: falling, rising, uniform."),
+        ("lr: 1\nlr: 2", "same key twice: .*lr"),
     ],
 )
 def test_the_nearest_name_is_suggested(overrides, told):
