@@ -21,6 +21,8 @@ from ruamel.yaml.comments import TaggedScalar
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.tag import Tag
 
+_FEW = 12  # names that a reader takes in
+
 
 def resolve_overrides(
     hparams_file: str | Path, overrides: str, blocks_folder: str | Path
@@ -57,10 +59,10 @@ def resolve_overrides(
     >>> text = resolve_overrides(hparams_file, "objective: rising", folder)
     >>> text.startswith("objective: !include:")
     True
-    >>> resolve_overrides(hparams_file, "lrr: 1", folder)
+    >>> resolve_overrides(hparams_file, "lrr: 1", folder)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    ValueError: train.yaml has no key 'lrr'. Did you mean 'lr'?
+    ValueError: train.yaml has no key 'lrr'. Did you mean 'lr'? ...
     """
     yaml = YAML()
     yaml.width = 2**16
@@ -98,19 +100,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     Returns
     -------
     str
-        A question with the nearest name, or all names.
+        A question with the nearest name, and the names if they are few.
 
     Example
     -------
     >>> nearest("entropie", ["entropy", "margin"])
-    "Did you mean 'entropy'?"
+    "Did you mean 'entropy'? There are: entropy, margin."
     >>> nearest("x", ["entropy", "margin"])
     'There are: entropy, margin.'
     """
-    close = get_close_matches(str(name), list(known), n=1)
-    if close:
-        return f"Did you mean {close[0]!r}?"
-    return f"There are: {', '.join(known)}."
+    known = list(known)
+    close = get_close_matches(str(name), known, n=1)
+    told = [f"Did you mean {one!r}?" for one in close]
+    if not close or len(known) <= _FEW:
+        told.append(f"There are: {', '.join(known)}.")
+    return " ".join(told)
 
 
 def _folder_of(key: str, blocks_folder: Path) -> Path | None:

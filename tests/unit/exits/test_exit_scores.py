@@ -314,7 +314,8 @@ def test_unknown_score_lists_the_names(spec):
 
 
 def test_the_nearest_score_is_suggested():
-    with pytest.raises(ValueError, match="Did you mean 'entropy'"):
+    told = f"Did you mean 'entropy'. There are: {', '.join(NAMES)}"
+    with pytest.raises(ValueError, match=told):
         get_score("entropi")
 
 
