@@ -16,7 +16,8 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file under another name, and rename it once it is complete.
 
-    A process that is killed in between leaves what was there before.
+    A process that is killed in between leaves what was there before, and a
+    hidden file that the next write takes away. One process at a time.
 
     Arguments
     ---------
@@ -37,7 +38,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     'selector'
     """
     path = Path(path)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = path.with_name(f".partial-{path.name}")
     try:
         yield partial
         os.replace(partial, path)
