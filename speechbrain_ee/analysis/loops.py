@@ -17,7 +17,7 @@ import torch
 from speechbrain_ee.analysis.replay import outcome
 from speechbrain_ee.analysis.statistics import Bootstrap
 from speechbrain_ee.analysis.traces import Traces
-from speechbrain_ee.exits import ExitSelector
+from speechbrain_ee.exits import ExitSelector, Threshold
 from speechbrain_ee.runtime import Departures
 
 
@@ -55,7 +55,8 @@ def loop_row(
     Returns
     -------
     dict
-        ``selector``; ``score`` and ``threshold`` where there is just one;
+        ``selector``; ``threshold`` where there is just one, and ``score`` if
+        that alone decides;
         ``mean_exit_layer`` and ``mean_layers_run`` over utterances,
         ``frame_weighted_exit_layer``; ``error_rate`` in percent with its
         interval ``low`` to ``high``; ``macs`` per utterance; for the whole set
@@ -92,6 +93,8 @@ def loop_row(
     front_end = sum(one.front_end_seconds for one in batches)
     threshold = selector.threshold
     scores = [score.name for score in selector.scores]
+    # Another rule may read a score too, but leaves elsewhere.
+    ruled = isinstance(selector, Threshold) and isinstance(threshold, Real)
     errors, ref_len = np.asarray(errors), np.asarray(ref_len)
     if len(ids):  # in the order of traces, so that intervals agree with theirs
         order = np.argsort(np.asarray(ids))
@@ -99,7 +102,7 @@ def loop_row(
     rate = Bootstrap(len(errors)).error_rate_interval(errors, ref_len)
     return {
         "selector": label,
-        "score": scores[0] if len(scores) == 1 else None,
+        "score": selector.score.name if ruled else None,
         "threshold": threshold if isinstance(threshold, Real) else None,
         "mean_exit_layer": exits.double().mean().item(),
         "frame_weighted_exit_layer": (

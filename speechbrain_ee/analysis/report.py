@@ -271,18 +271,7 @@ def _threshold_rules(traces, loop) -> dict[str, tuple[str, float]]:
     order = sorted(
         rows.itertuples(index=False), key=lambda r: "_dev+" not in r.selector
     )
-    # A cap around a threshold is another rule: its exits differ.
-    return {
-        row.selector: (row.score, row.threshold)
-        for row in order
-        if np.isclose(
-            traces.exit_layers[
-                exits_at(traces, row.score, [row.threshold])
-            ].mean(),
-            row.mean_exit_layer,
-            atol=0.5 / len(traces) + 1e-9,
-        )
-    }
+    return {row.selector: (row.score, row.threshold) for row in order}
 
 
 def _summarise(traces, exits, rules, taken) -> str:

@@ -7,7 +7,7 @@ import torch
 from speechbrain_ee.analysis.loops import loop_row
 from speechbrain_ee.analysis.statistics import exit_table
 from speechbrain_ee.analysis.traces import Traces
-from speechbrain_ee.exits import FixedLayer, Threshold
+from speechbrain_ee.exits import FixedLayer, MaxLayers, Threshold
 from speechbrain_ee.runtime import Departures
 from tests.unit.analysis.synthetic import LAYERS, make_table
 
@@ -60,6 +60,14 @@ def test_replayed_seconds_count_the_questions_to_the_score():
     asked = np.minimum(np.searchsorted(LAYERS, layers) + 1, len(LAYERS) - 1)
     expected = (0.01 * layers + 0.001 * asked).sum()
     assert row["replayed_seconds"] == pytest.approx(expected)
+
+
+def test_only_a_threshold_by_itself_is_told_as_one():
+    rule = Threshold("entropy", 0.1)
+    row, _ = row_of(rule, np.random.default_rng(0))
+    assert (row["score"], row["threshold"]) == ("entropy", 0.1)
+    row, _ = row_of(MaxLayers(4, rule), np.random.default_rng(0))
+    assert row["score"] is None
 
 
 def test_seconds_of_a_score_that_was_not_timed_are_not_made_up():
