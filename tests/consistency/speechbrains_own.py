@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run SpeechBrain's own consistency tests, unmodified, on this tree.
 
-They are not in its wheel, so a clone is needed:
+Only a clone or the source distributions 1.0.1 and 1.0.2 hold them. To run:
 
 > git clone --depth 1 https://github.com/speechbrain/speechbrain
 > python tests/consistency/speechbrains_own.py speechbrain
@@ -24,7 +24,7 @@ def main(clone):
     Arguments
     ---------
     clone : str
-        Where SpeechBrain was cloned.
+        Where SpeechBrain was cloned or unpacked.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def main(clone):
     sys.path.insert(0, os.path.abspath(clone))
     os.chdir(Path(__file__).parents[2])
     if not hasattr(speechbrain.core, "run_opt_defaults"):
-        # Where older clones look for them.
+        # Where SpeechBrain 1.0 looks for them.
         speechbrain.core.run_opt_defaults = RunOptions().as_dict()
     from tests.consistency import test_recipe, test_yaml
     from tests.utils.check_docstrings import check_docstrings
