@@ -29,7 +29,7 @@ from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.encoders import LayerwiseEncoder, SpeechBrainEncoder
 from speechbrain_ee.exits import RandomExit, get_score
 from speechbrain_ee.heads import CTCHeads
-from speechbrain_ee.objectives import ctc_exit_losses, sum_exit_losses
+from speechbrain_ee.objectives import ExitLossSum, ExitPredictions
 from speechbrain_ee.runtime import EarlyExitLoop
 
 EXIT_LAYERS = [2, 4, 6, 8, 10, 12]
@@ -232,9 +232,10 @@ def training(model: Model, wavs, wav_lens, repeats) -> None:
         states, frames = model.encoder(
             wavs, wav_lens, heads.exit_layers, heads.normed_layers
         )
-        losses = ctc_exit_losses(heads(states), frames, tokens, counts)
-        weights = torch.ones(len(heads.exit_layers))
-        sum_exit_losses(losses, counts, weights).backward()
+        predictions = ExitPredictions(
+            heads.exit_layers, heads(states), frames, tokens, counts
+        )
+        ExitLossSum()(predictions).backward()
         optimizer.step()
         optimizer.zero_grad()
 

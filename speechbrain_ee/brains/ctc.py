@@ -33,7 +33,11 @@ from speechbrain_ee.exits import (
 )
 from speechbrain_ee.files import replacing
 from speechbrain_ee.heads import ExitOutput
-from speechbrain_ee.objectives import ExitLossSum, frames_needed
+from speechbrain_ee.objectives import (
+    ExitLossSum,
+    ExitPredictions,
+    frames_needed,
+)
 from speechbrain_ee.runtime import EarlyExitLoop
 from speechbrain_ee.tokenizer import decode_labels
 
@@ -51,8 +55,8 @@ class EarlyExitCTC(sb.Brain):
     tokenizer : SentencePiece
         SpeechBrain's; turns labels into words.
     objective : callable, optional
-        The training loss, called as ``speechbrain_ee.objectives.ExitLossSum``,
-        which is the default.
+        From ExitPredictions to the training loss, as
+        ``speechbrain_ee.objectives.ExitLossSum``, which is the default.
     lr_annealing : callable, optional
         As ``speechbrain.nnet.schedulers.NoamScheduler``; called every update.
     wav_augment : torch.nn.Module, optional
@@ -172,12 +176,15 @@ class EarlyExitCTC(sb.Brain):
                 hyps = self.decode(output.hypotheses)
                 stats.append(batch.id, [h.split() for h in hyps], targets)
         return self.objective(
-            self.exit_layers,
-            log_probs,
-            frames,
-            tokens,
-            token_counts,
-            self.exits.blank_index,
+            ExitPredictions(
+                self.exit_layers,
+                log_probs,
+                frames,
+                tokens,
+                token_counts,
+                self.exits.blank_index,
+                step=self.optimizer_step if stage == sb.Stage.TRAIN else None,
+            )
         )
 
     def decode(self, hypotheses: Sequence[Sequence[int]]) -> list[str]:

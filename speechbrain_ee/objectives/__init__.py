@@ -1,10 +1,13 @@
 """Objectives: losses over exits and their weights."""
 
-from speechbrain_ee.objectives.ctc import (
-    ExitLossSum,
-    ctc_exit_losses,
-    frames_needed,
-    sum_exit_losses,
-)
+from speechbrain_ee.objectives.ctc import ctc_exit_losses, frames_needed
+from speechbrain_ee.objectives.predictions import ExitPredictions
+from speechbrain_ee.objectives.sums import ExitLossSum, weighted_sum
 
-__all__ = ["ExitLossSum", "ctc_exit_losses", "frames_needed", "sum_exit_losses"]
+__all__ = [
+    "ExitLossSum",
+    "ExitPredictions",
+    "ctc_exit_losses",
+    "frames_needed",
+    "weighted_sum",
+]

@@ -5,9 +5,10 @@ import torch
 from torch.nn.functional import ctc_loss
 
 from speechbrain_ee.objectives import (
+    ExitLossSum,
+    ExitPredictions,
     ctc_exit_losses,
     frames_needed,
-    sum_exit_losses,
 )
 from speechbrain_ee.objectives.weights import falling, rising, uniform
 
@@ -48,9 +49,10 @@ def test_padded_frames_do_not_count(batch):
 
 def test_the_sum_is_weighted_over_exits_and_a_mean_per_label(batch):
     losses = ctc_exit_losses(*batch)
-    weights = torch.tensor([1.0, 0.0, 2.0])
+    objective = ExitLossSum(lambda _: torch.tensor([1.0, 0.0, 2.0]))
     expected = ((losses[0] + 2 * losses[2]) / torch.tensor([3, 1])).mean()
-    assert torch.allclose(sum_exit_losses(losses, batch[3], weights), expected)
+    loss = objective(ExitPredictions([2, 4, 6], *batch))
+    assert torch.allclose(loss, expected)
 
 
 def test_a_target_longer_than_its_frames_has_no_loss_and_no_gradient():

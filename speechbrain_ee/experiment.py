@@ -1,0 +1,212 @@
+"""The steps that the recipes' train.py have in common.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.dataio import read_audio
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.distributed import run_on_main
+
+from speechbrain_ee.analysis.calibration import calibrated_thresholds
+from speechbrain_ee.analysis.report import write_report
+from speechbrain_ee.exits import ExitSelector
+from speechbrain_ee.inference.export import write_inference
+from speechbrain_ee.overrides import resolve_overrides
+
+
+def load_experiment(
+    hparams_file: str | Path, overrides: str, blocks: str | Path
+) -> dict:
+    """Build what a YAML describes, and make the folder of its run.
+
+    Arguments
+    ---------
+    hparams_file : str or Path
+        The YAML.
+    overrides : str
+        Those of the command line, from ``speechbrain.parse_arguments``.
+    blocks : str or Path
+        The folder with the blocks that overrides may name.
+
+    Returns
+    -------
+    dict
+        The loaded YAML.
+
+    Raises
+    ------
+    ValueError
+        If an override names no key of the YAML, or no block.
+    """
+    overrides = resolve_overrides(hparams_file, overrides, blocks)
+    with open(hparams_file, encoding="utf-8") as file:
+        # Their keys are checked; a new selector is no mistake.
+        hparams = load_hyperpyyaml(file, overrides, overrides_must_match=False)
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    return hparams
+
+
+def make_datasets(
+    tokenizer,
+    data_folder: str | Path,
+    train: str | Path,
+    valid: str | Path,
+    tests: Mapping[str, str | Path],
+) -> tuple[DynamicItemDataset, DynamicItemDataset, dict]:
+    """Datasets of prepared CSVs, for training, model selection and test.
+
+    The CSVs have the columns ``ID``, ``duration`` (s), ``wav``, ``wrd`` and,
+    where an utterance is a piece of a recording, ``start`` and ``stop``
+    (samples).
+
+    Arguments
+    ---------
+    tokenizer : SentencePiece
+        SpeechBrain's; turns words into labels.
+    data_folder : str or Path
+        What ``$data_root`` stands for in the CSVs.
+    train : str or Path
+        The CSV to train on.
+    valid : str or Path
+        The CSV that chooses checkpoints.
+    tests : mapping
+        Name of a set to its CSV.
+
+    Returns
+    -------
+    train : DynamicItemDataset
+        In the order of the CSV, with ``id``, ``sig``, ``tokens``, ``wrd``.
+    valid : DynamicItemDataset
+        Short utterances first.
+    tests : dict
+        Name to DynamicItemDataset, short utterances first.
+    """
+
+    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.provides("sig")
+    def read_file(wav):
+        """A whole file."""
+        return read_audio(wav)
+
+    @sb.utils.data_pipeline.takes("wav", "start", "stop")
+    @sb.utils.data_pipeline.provides("sig")
+    def read_piece(wav, start, stop):
+        """A piece of a recording."""
+        return read_audio({"file": wav, "start": int(start), "stop": int(stop)})
+
+    @sb.utils.data_pipeline.takes("wrd")
+    @sb.utils.data_pipeline.provides("tokens")
+    def encode(wrd):
+        """Labels, without sentence marks."""
+        return torch.LongTensor(tokenizer.sp.encode_as_ids(wrd))
+
+    def load(path):
+        """A CSV, in its own order."""
+        dataset = DynamicItemDataset.from_csv(
+            csv_path=path,
+            replacements={"data_root": data_folder},
+            dynamic_items=[encode],
+        )
+        columns = next(iter(dataset.data.values()), {})
+        pieces = {"start", "stop"} <= set(columns)
+        dataset.add_dynamic_item(read_piece if pieces else read_file)
+        dataset.set_output_keys(["id", "sig", "tokens", "wrd"])
+        return dataset
+
+    def in_order(path):
+        """A CSV, short utterances first."""
+        return load(path).filtered_sorted(sort_key="duration")
+
+    return (
+        load(train),
+        in_order(valid),
+        {name: in_order(path) for name, path in tests.items()},
+    )
+
+
+def evaluate_and_export(
+    brain,
+    valid: tuple[str, DynamicItemDataset],
+    tests: Mapping[str, DynamicItemDataset],
+    output_folder: str | Path,
+    scores: Sequence,
+    selectors: Mapping[str, ExitSelector],
+    calibrate: Mapping,
+    groups: Mapping[str, str],
+    loader_kwargs: Mapping,
+    normalizer=None,
+) -> Path:
+    """Evaluate a trained model, and write its reports and ``inference.yaml``.
+
+    Arguments
+    ---------
+    brain : EarlyExitCTC
+        Trained.
+    valid : tuple
+        Name and dataset of the set that thresholds are chosen on.
+    tests : mapping
+        Name to dataset.
+    output_folder : str or Path
+        Of the run. A run with ``--debug`` writes into its folder ``debug``.
+    scores : sequence
+        What is traced at every exit.
+    selectors : mapping
+        Who leaves where: each runs the loop on the test sets.
+    calibrate : mapping
+        Arguments of ``calibrated_thresholds``; the thresholds that it chooses
+        run the loop too.
+    groups : mapping
+        Grouping columns of the traces, by the column of the CSV.
+    loader_kwargs : mapping
+        Of the data loaders.
+    normalizer : InputNormalization, optional
+        That of the encoder.
+
+    Returns
+    -------
+    Path
+        The folder that all was written into.
+    """
+    folder = output_folder = Path(output_folder)
+    if brain.debug and not brain.debug_persistently:
+        folder = folder / "debug"  # not over the files of a finished run
+        folder.mkdir(exist_ok=True)
+    settings = {
+        "folder": folder,
+        "scores": scores,
+        "groups": groups,
+        "loader_kwargs": loader_kwargs,
+    }
+    name, dataset = valid
+    traces = brain.evaluate_exits(dataset, name, **settings)
+    chosen = calibrated_thresholds(traces, scores, **calibrate)
+    selectors = {**selectors, **chosen}
+    for name, dataset in tests.items():
+        brain.evaluate_exits(dataset, name, selectors=selectors, **settings)
+    run_on_main(
+        write_inference,
+        kwargs={
+            "folder": folder,
+            "hparams_file": output_folder / "hyperparams.yaml",
+            "encoder": brain.encoder,
+            "exits": brain.exits,
+            "tokenizer_model": brain.tokenizer.prefix_model_file + ".model",
+            "normalizer": normalizer,
+            "selector": next(iter(chosen.values()), None),
+        },
+    )
+    run_on_main(write_report, [folder])
+    return folder
