@@ -6,7 +6,7 @@ Authors
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +61,12 @@ def compare_runs(
     """
     folder = Path(folder)
     set_name = set_name or traced_sets(runs[0])[0]
-    names = _names([Path(run).resolve() for run in runs])
+    names = run_names(runs)
     traces = {
         name: _read(run, set_name, score)
         for name, run in zip(names, runs, strict=True)
     }
-    _check_same_utterances(traces)
+    check_same_utterances(traces)
     curves = {
         name: sweep(one, [score])
         for name, one in traces.items()
@@ -111,8 +111,30 @@ def compare_runs(
     return folder / "comparison.html"
 
 
-def _names(runs: list[Path]) -> list[str]:
-    """The last part of each path that tells them apart."""
+def run_names(runs: Sequence[str | Path]) -> list[str]:
+    """The last parts of each path that tell runs apart.
+
+    Arguments
+    ---------
+    runs : sequence of str or Path
+        Folders of runs.
+
+    Returns
+    -------
+    list of str
+        In their order.
+
+    Raises
+    ------
+    ValueError
+        If a folder is named twice.
+
+    Example
+    -------
+    >>> run_names(["results/small/1234", "results/large/1234"])
+    ['small/1234', 'large/1234']
+    """
+    runs = [Path(run).resolve() for run in runs]
     for parts in (1, 2, 3):
         names = ["/".join(run.parts[-parts:]) for run in runs]
         if len(set(names)) == len(runs):
@@ -138,14 +160,39 @@ def _read(run, set_name, score) -> Traces:
     return traces
 
 
-def _check_same_utterances(traces: dict[str, Traces]) -> None:
+def check_same_utterances(traces: Mapping[str, Traces]) -> None:
+    """Refuse to compare runs that were not evaluated on the same utterances.
+
+    Arguments
+    ---------
+    traces : Mapping
+        Name of a run to its traces.
+
+    Raises
+    ------
+    ValueError
+        If utterances, or the lengths of their references, differ.
+
+    Example
+    -------
+    >>> one = Traces(["a", "b"], [2], [[1], [0]], [4, 5])
+    >>> other = Traces(["b", "a"], [2, 4], [[1, 1], [0, 0]], [5, 4])
+    >>> check_same_utterances({"one": one, "other": other})
+    """
     (first, one), *others = traces.items()
+    ref_len = dict(zip(one.ids, one.ref_len, strict=True))
     for name, other in others:
         if set(other.ids) != set(one.ids):
             raise ValueError(
                 f"{first} and {name} were not evaluated on the same "
                 f"utterances ({len(one)} and {len(other)}): their error rates "
                 "cannot be compared."
+            )
+        if ref_len != dict(zip(other.ids, other.ref_len, strict=True)):
+            raise ValueError(
+                f"{first} and {name} count the same utterances against "
+                "references of other lengths: evaluate both with the same "
+                "transcripts."
             )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 
 import jinja2
@@ -53,6 +54,8 @@ class Part:
         File name of the same picture.
     caption : str
         What is to be seen.
+    notes : list of str
+        Below it.
     """
 
     heading: str = ""
@@ -61,6 +64,36 @@ class Part:
     svg: str | None = None
     picture: str | None = None
     caption: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def headings(self) -> list[list[tuple[str, int]]]:
+        """Rows of the table's head: texts and how many columns each spans.
+
+        Example
+        -------
+        >>> table = pd.DataFrame(
+        ...     columns=pd.MultiIndex.from_tuples(
+        ...         [("", "exit"), ("mine", "single"), ("mine", "early")]
+        ...     )
+        ... )
+        >>> Part(table=table).headings
+        [[('', 1), ('mine', 2)], [('exit', 1), ('single', 1), ('early', 1)]]
+        """
+        names = _heading_parts(self.table)
+        rows = []
+        for depth in range(1, len(names[0]) + 1):
+            # The lowest row names each column, those above it their groups.
+            lowest = depth == len(names[0])
+            spans = [
+                list(span)
+                for _, span in groupby(
+                    range(len(names)),
+                    lambda x, k=depth, each=lowest: x if each else names[x][:k],
+                )
+            ]
+            rows.append([(names[x[0]][depth - 1], len(x)) for x in spans])
+        return rows
 
 
 @dataclass
@@ -116,7 +149,7 @@ def write_report(run: str | Path) -> Path:
     title = f"Early exits: {run.resolve().parent.name}, {run.resolve().name}"
     subtitle = f"Sets: {', '.join(sets)}."
     write_html(run / "report.html", title, subtitle, sections)
-    _write_markdown(run / "report.md", title, sections)
+    write_markdown(run / "report.md", title, sections)
     return run / "report.html"
 
 
@@ -520,7 +553,11 @@ def save_picture(folder: Path, name: str, figure: Figure, caption: str) -> Part:
 
 
 def write_html(
-    path: Path, title: str, subtitle: str, sections: Sequence[Section]
+    path: Path,
+    title: str,
+    subtitle: str,
+    sections: Sequence[Section],
+    of_rules: bool = True,
 ) -> None:
     """Write one HTML file that needs no other.
 
@@ -534,6 +571,9 @@ def write_html(
         Below it.
     sections : sequence of Section
         What it says.
+    of_rules : bool
+        Whether it speaks of costs, controls and calibrated thresholds, which
+        are then explained at its end.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("speechbrain_ee.analysis", "."),
@@ -541,12 +581,25 @@ def write_html(
         trim_blocks=True,
     )
     template = environment.get_template("report.html.jinja")
-    text = template.render(title=title, subtitle=subtitle, sections=sections)
+    text = template.render(
+        title=title, subtitle=subtitle, sections=sections, of_rules=of_rules
+    )
     with replacing(path) as file:
         file.write_text(text, encoding="utf-8")
 
 
-def _write_markdown(path, title, sections: Sequence[Section]) -> None:
+def write_markdown(path: Path, title: str, sections: Sequence[Section]) -> None:
+    """Write the same for those who read it as text, or in a repository.
+
+    Arguments
+    ---------
+    path : Path
+        Where to, beside the pictures.
+    title : str
+        Of the page.
+    sections : sequence of Section
+        What it says.
+    """
     lines = [f"# {title}", ""]
     for section in sections:
         lines += [f"## {section.title}", "", section.summary, ""]
@@ -559,14 +612,21 @@ def _write_markdown(path, title, sections: Sequence[Section]) -> None:
                 lines += [f"![{part.caption}]({part.picture})", ""]
             if part.table is not None:
                 lines += [*_markdown_rows(part.table), ""]
+            if part.notes:
+                lines += [*(f"- {note}" for note in part.notes), ""]
     with replacing(path) as file:
         file.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _markdown_rows(table: pd.DataFrame) -> list[str]:
-    rows = [table.columns, ["---"] * len(table.columns)]
-    rows += table.itertuples(index=False)
+    names = [", ".join(filter(None, x)) for x in _heading_parts(table)]
+    rows = [names, ["---"] * len(names), *table.itertuples(index=False)]
     return [f"| {' | '.join(map(str, row))} |" for row in rows]
+
+
+def _heading_parts(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    """What the columns are called, from the group down to the column."""
+    return [x if isinstance(x, tuple) else (x,) for x in table.columns]
 
 
 def between(value: float, low: float, high: float, spec: str = ".1f") -> str:

@@ -9,6 +9,7 @@ Authors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -251,6 +252,71 @@ def exit_table(
     )
 
 
+def rule_curve(
+    runs: Sequence[Traces],
+    score: str,
+    points: int = 200,
+    bootstrap: Bootstrap | None = None,
+) -> pd.DataFrame:
+    """Error rate against mean depth of a score's thresholds, over seeds.
+
+    Each run's curve is drawn through its own thresholds, by straight lines,
+    and read off at the same mean depths; then curves are averaged. The
+    interval holds the depth fixed: in each resample thresholds are those that
+    reach this depth there.
+
+    Arguments
+    ---------
+    runs : sequence of Traces
+        Models of one kind on the same utterances in the same order.
+    score : str
+        A score of theirs.
+    points : int
+        Thresholds per run, and depths to read off.
+    bootstrap : Bootstrap, optional
+        The resamples; 1000 of 95 % unless given.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``mean_exit_layer``, ``error_rate``, ``low``, ``high``.
+
+    Example
+    -------
+    >>> scores = {"entropy": [[0.1, 0], [0.9, 0]]}
+    >>> errors = [[0, 0], [4, 0]]
+    >>> traces = Traces(["a", "b"], [2, 4], errors, [4, 4], scores=scores)
+    >>> rule_curve([traces], "entropy", points=3)["error_rate"].tolist()
+    [50.0, 0.0, 0.0]
+    """
+    bootstrap = _resamples(runs[0], bootstrap)
+    curves, resampled = zip(
+        *(_curves(traces, score, points, bootstrap) for traces in runs)
+    )
+    depth = np.linspace(
+        max(layers[0] for layers, _ in curves),
+        min(layers[-1] for layers, _ in curves),
+        points,
+    )
+    rate = np.mean([np.interp(depth, *curve) for curve in curves], axis=0)
+    samples = np.mean(
+        [
+            [np.interp(depth, *curve) for curve in zip(*resamples)]
+            for resamples in resampled
+        ],
+        axis=0,
+    )
+    low, high = bootstrap.bounds(samples)
+    return pd.DataFrame(
+        {
+            "mean_exit_layer": depth,
+            "error_rate": rate,
+            "low": low,
+            "high": high,
+        }
+    )
+
+
 def area_under_curve(
     mean_depth: np.ndarray,
     error_rate: np.ndarray,
@@ -345,19 +411,9 @@ def compare_scores(
     (12.5, 37.5, -25.0)
     """
     bootstrap = _resamples(traces, bootstrap)
-    curves, resampled = [], []
-    for score in (one, other):
-        thresholds = score_thresholds(traces, score, points)
-        layers, errors = _at_thresholds(traces, score, thresholds)
-        curves.append(
-            (layers.mean(axis=0), _error_rate(errors, traces.ref_len))
-        )
-        resampled.append(
-            (
-                bootstrap.weights @ layers / len(traces),
-                bootstrap.error_rates(errors, traces.ref_len),
-            )
-        )
+    curves, resampled = zip(
+        *(_curves(traces, score, points, bootstrap) for score in (one, other))
+    )
     lowest = max(depth.min() for depth, _ in curves)
     highest = min(depth.max() for depth, _ in curves)
     areas = [area_under_curve(*curve, lowest, highest) for curve in curves]
@@ -614,6 +670,18 @@ def _at_thresholds(traces, score, thresholds):
     taken = exits_at(traces, score, thresholds)
     layers = traces.exit_layers.astype(float)[taken]
     return layers, np.take_along_axis(traces.errors, taken, axis=1)
+
+
+def _curves(traces, score, points, bootstrap):
+    """Depths and error rates, of shape (T,), and of resamples, (B, T)."""
+    thresholds = score_thresholds(traces, score, points)
+    layers, errors = _at_thresholds(traces, score, thresholds)
+    resampled = (
+        bootstrap.weights @ layers / len(traces),
+        bootstrap.error_rates(errors, traces.ref_len),
+    )
+    rates = _error_rate(errors, traces.ref_len)
+    return (layers.mean(axis=0), rates), resampled
 
 
 def _area(depth, rate, lowest, highest):

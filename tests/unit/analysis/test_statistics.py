@@ -19,6 +19,7 @@ from speechbrain_ee.analysis.statistics import (
     compare_scores,
     exit_table,
     rank_correlation,
+    rule_curve,
     savings,
 )
 from speechbrain_ee.analysis.traces import Traces
@@ -269,6 +270,25 @@ def test_rank_correlation_is_that_of_scipy_with_ties():
         assert found == pytest.approx(expected.statistic)
     assert (table["low"] < table["correlation"]).all()
     assert (table["correlation"] < table["high"]).all()
+
+
+def test_curves_of_several_seeds_are_averaged_at_the_same_depth():
+    one, other = good_and_bad_scores(40), good_and_bad_scores(40)
+    other.errors = other.errors + 1
+    bootstrap = Bootstrap(40, resamples=50)
+    alone = rule_curve([one], "entropy", bootstrap=bootstrap)
+    both = rule_curve([one, other], "entropy", bootstrap=bootstrap)
+    more = 100 * 40 / one.ref_len.sum() / 2
+    assert both["error_rate"].to_numpy() == pytest.approx(
+        alone["error_rate"].to_numpy() + more
+    )
+    assert (alone["low"] <= alone["error_rate"]).mean() > 0.9
+    # At its ends a curve is that of the first and of the last exit.
+    ends = exit_table(one, bootstrap).iloc[[0, -1]]
+    for column in ("error_rate", "low", "high"):
+        assert alone[column].iloc[[0, -1]].tolist() == pytest.approx(
+            ends[column].tolist()
+        )
 
 
 def test_each_resample_is_ranked_anew():
