@@ -96,6 +96,37 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("comparison"), help="folder to write"
     )
 
+    sub = command(
+        _tables,
+        "tables",
+        "Table the exits of runs as Wright et al. (arXiv 2309.09546) do, and "
+        "beside theirs where the test set is the same.",
+    )
+    sub.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs"
+    )
+    sub.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        dest="models",
+        metavar="[RUN=]NAME",
+        help="name of the model of a run, or of all runs that do not tell it, "
+        "such as Conformer-CTC; may be repeated",
+    )
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="NAME=STANDARD",
+        help="which of the paper's sets a set is, such as test=tedlium_test; "
+        "may be repeated",
+    )
+    sub.add_argument(
+        "--out", type=Path, default=Path("tables"), help="folder to write"
+    )
+
     sub = command(_transcribe, "transcribe", "Transcribe audio files.")
     sub.add_argument("files", type=Path, nargs="+", metavar="FILE")
     sub.add_argument(
@@ -170,6 +201,16 @@ def _compare(options) -> None:
     print(
         compare_runs(options.runs, options.out, options.set_name, options.score)
     )
+
+
+def _tables(options) -> None:
+    from speechbrain_ee.analysis.tables import make_tables
+
+    wrong = [x for x in options.sets if "=" not in x]
+    if wrong:
+        raise ValueError(f"--set {wrong[0]}: write NAME=STANDARD.")
+    sets = dict(x.split("=", 1) for x in options.sets)
+    print(make_tables(options.runs, options.out, options.models, sets))
 
 
 def _transcribe(options) -> None:

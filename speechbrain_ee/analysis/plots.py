@@ -233,6 +233,117 @@ def draw_runs(
     return figure
 
 
+def draw_rules(
+    curves: pd.DataFrame, exits: pd.DataFrame, title: str = ""
+) -> Figure:
+    """Exit rules against each other, in a panel for each model.
+
+    Wright et al. (arXiv 2309.09546) draw this as their Figure 3, with the
+    axes exchanged.
+
+    Arguments
+    ---------
+    curves : pandas.DataFrame
+        Thresholds on scores: the columns model, score, mean_exit_layer,
+        error_rate, low, high.
+    exits : pandas.DataFrame
+        What it gives if all leave at one exit: the columns model, exits
+        ("early", or "single" for models with no other exit), exit_layer,
+        error_rate, low, high, and published (NaN where there is none).
+    title : str
+        Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> rates = {"error_rate": [20.0, 9.0], "low": [18, 8], "high": [22, 10]}
+    >>> rates["model"] = ["Conformer-CTC"] * 2
+    >>> curves = pd.DataFrame({**rates, "score": "entropy"})
+    >>> curves["mean_exit_layer"] = [2.0, 4.0]
+    >>> exits = pd.DataFrame({**rates, "exits": "early", "exit_layer": [2, 4]})
+    >>> figure = draw_rules(curves, exits.assign(published=[21.0, np.nan]))
+    >>> [axes.get_title() for axes in figure.axes]
+    ['Conformer-CTC']
+    """
+    models = list(dict.fromkeys(curves["model"]))
+    scores = dict(zip(dict.fromkeys(curves["score"]), _cycle()))
+    figure = Figure(
+        figsize=(max(7, 4.6 * len(models)), 5), layout="constrained"
+    )
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    marks = exits[exits["model"].isin(models)]
+    highest = pd.concat([marks["high"], marks["published"]])
+    for axes, model in zip(panels, models, strict=True):
+        for (score, colour), style in zip(scores.items(), ("-", "--", "-.")):
+            part = curves[
+                (curves["model"] == model) & (curves["score"] == score)
+            ]
+            depth = part["mean_exit_layer"]
+            axes.fill_between(
+                *(depth, part["low"], part["high"]),
+                color=colour,
+                alpha=0.15,
+                lw=0,
+            )
+            axes.plot(
+                *(depth, part["error_rate"], style),
+                color=colour,
+                linewidth=1.8,
+                label=score.replace("_", " "),
+            )
+        ours = marks[marks["model"] == model]
+        for kind, shape, colour, shift, label in (
+            ("early", "o", "black", 0, "one exit for all"),
+            ("single", "s", GREY, 0.12, "models with a single exit"),
+        ):
+            part = ours[ours["exits"] == kind]
+            if part["error_rate"].notna().any():
+                axes.errorbar(
+                    part["exit_layer"] + shift,
+                    part["error_rate"],
+                    yerr=[
+                        part["error_rate"] - part["low"],
+                        part["high"] - part["error_rate"],
+                    ],
+                    fmt=shape,
+                    color=colour,
+                    capsize=3,
+                    markersize=5,
+                    linewidth=1,
+                    label=label,
+                )
+            if part["published"].notna().any():
+                axes.plot(
+                    *(part["exit_layer"] + shift, part["published"], shape),
+                    color=colour,
+                    markerfacecolor="none",
+                    label=f"{label}, published",
+                )
+        _finish(axes, "mean_exit_layer", highest, model)
+    for axes in panels[1:]:
+        axes.set_ylabel("")
+    figure.suptitle(title)
+    # What only some panels show is named too; marks behind lines.
+    named = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        named = dict(zip(labels, handles)) | named
+    rules = [score.replace("_", " ") for score in scores]
+    labels = [*rules, *sorted(set(named) - set(rules))]
+    figure.legend(
+        [named[label] for label in labels],
+        labels,
+        loc="outside lower center",
+        ncols=min(4, 3 * len(models)),
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
 def draw_exits(
     shares: Mapping[str, Sequence[float]],
     exit_layers: Sequence[int],

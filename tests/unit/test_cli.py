@@ -38,12 +38,22 @@ def test_report_and_compare_tell_where_they_wrote(run, tmp_path, capsys):
     assert (out / "comparison.html").is_file()
 
 
+def test_tables_of_a_run_whose_model_is_named(run, tmp_path, capsys):
+    out = tmp_path / "tables"
+    arguments = ["tables", str(run), "--model", "Mine", "--out", str(out)]
+    assert main([*arguments, "--set", "test=tedlium_test"]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "tables.html")
+    assert "TED-LIUM test" in (out / "tables.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["sweep", "nowhere.csv"], "nowhere.csv"),
         (["sweep", "{traces}", "--score", "entropie"], "no score 'entropie'"),
         (["report", "{empty}"], "no traces_<set>.csv"),
+        (["tables", "{empty}"], "no traces_<set>.csv"),
+        (["tables", "{empty}", "--set", "test"], "write NAME=STANDARD"),
         (["truncate", "{empty}", "--exit", "2"], "inference.yaml"),
         (["transcribe", "x.wav", "--model", "{empty}"], "inference.yaml"),
         (

@@ -1,0 +1,170 @@
+"""Runs: what their folders say of the model that was trained.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ruamel.yaml import YAML, YAMLError
+
+# What a class, a word of a hub name, or a setting calls the model.
+_ENCODERS = {
+    "conformer": "Conformer",
+    "branchformer": "Branchformer",
+    "transformer": "Transformer",
+}
+_BACKBONES = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
+_BRAINS = {"EarlyExitCTC": "CTC", "EarlyExitAED": "AED"}
+
+# Settings that make two runs the same model, trained in the same way.
+_SETTINGS = (
+    "num_layers",
+    "d_model",
+    "source",
+    "features",
+    "token_type",
+    "output_neurons",
+    "tied",
+    "augment_prob",
+    "train_splits",
+    "number_of_epochs",
+    "lr",
+)
+
+
+@dataclass
+class Run:
+    """What the folder of a run says of it.
+
+    Arguments
+    ---------
+    folder : Path
+        Of the run.
+    model : str
+        Such as "Conformer-CTC".
+    seed : str
+        As written; empty if unknown.
+    settings : dict
+        What is told of size, data and training, as text.
+    """
+
+    folder: Path
+    model: str
+    seed: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def describe_run(folder: str | Path, model: str | None = None) -> Run:
+    """Tell the model, seed and settings of a run from ``hyperparams.yaml``.
+
+    The model is named after the encoder (``encoder_module`` of SpeechBrain's,
+    the hub name of Hugging Face's) and the class of the brain. Without that
+    file the seed is the number at the end of the folder's name.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of the run.
+    model : str, optional
+        Name of the model, where the folder need not tell.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    ValueError
+        If the file is no YAML, or does not tell the model.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "hyperparams.yaml").write_text('''
+    ... seed: 7
+    ... encoder: !new:speechbrain_ee.encoders.HuggingFaceEncoder
+    ...     source: microsoft/wavlm-base-plus
+    ... brain: !name:speechbrain_ee.brains.EarlyExitCTC
+    ... ''')
+    >>> run = describe_run(folder)
+    >>> run.model, run.seed
+    ('WavLM-CTC', '7')
+    """
+    folder = Path(folder)
+    path = folder / "hyperparams.yaml"
+    if not path.is_file():
+        if model is None:
+            raise ValueError(f"there is no {path}")
+        ending = re.search(r"\d+$", folder.resolve().name)
+        return Run(folder, model, ending[0] if ending else "")
+    try:
+        tree = YAML().load(path)
+    except YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{path} holds no keys")
+    encoder = tree.get("encoder")
+    settings = {"source": encoder.get("source")} if _is_map(encoder) else {}
+    settings |= {key: tree[key] for key in _SETTINGS if key in tree}
+    settings["objective"] = _objective(tree.get("objective"))
+    return Run(
+        folder,
+        model or _name_model(tree, path),
+        str(tree.get("seed", "")),
+        {k: _text(v) for k, v in settings.items() if v is not None},
+    )
+
+
+def _name_model(tree, path) -> str:
+    encoder, brain = tree.get("encoder"), _class(tree.get("brain"))
+    name = None
+    if _is_map(encoder):
+        if "source" in encoder:
+            source = str(encoder["source"]).lower()
+            name = _first(_BACKBONES, source)
+            if name and encoder.get("pretrained") is False:
+                name += " (from scratch)"
+        elif _is_map(encoder.get("transformer")):
+            module = encoder["transformer"].get("encoder_module", "transformer")
+            name = _ENCODERS.get(module)
+    if name is None:
+        raise ValueError(f"the encoder of {path} is not one of those known")
+    if brain not in _BRAINS:
+        raise ValueError(
+            f"the brain of {path} is {brain or 'not named'}, none of "
+            f"{', '.join(_BRAINS)}"
+        )
+    head, _, rest = name.partition(" ")
+    return f"{head}-{_BRAINS[brain]} {rest}".strip()
+
+
+def _first(names, text):
+    return next((name for word, name in names.items() if word in text), None)
+
+
+def _is_map(node) -> bool:
+    return isinstance(node, Mapping)
+
+
+def _class(node) -> str:
+    """The last part of what a tag such as !new: names; of scalars too."""
+    tag = getattr(node, "tag", None)
+    return (getattr(tag, "value", None) or "").rpartition(".")[2]
+
+
+def _objective(node) -> str | None:
+    if not _is_map(node):
+        return None
+    return " ".join([_class(node), *map(_class, node.values())]).strip()
+
+
+def _text(value) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
