@@ -547,12 +547,14 @@ def _rules_of(group) -> list[str]:
 def _draw_rules(folder, title, groups, curves, table, bootstrap) -> list[Part]:
     """Figure 3, and its areas as a table."""
     set_name = curves["set"].iloc[0]
+    lists = curves["score"].eq("sentence_confidence").any()
     caption = (
         "WER against mean exit layer while one threshold for all exits moves, "
         "with 95% bootstrap bands at equal depth. Circles: all leave at that "
-        "exit; squares: models with a single exit, drawn a little to the "
-        "right; hollow: the paper's."
+        "exit; squares: models with a single exit, drawn a little to the right."
     )
+    if table["published"].notna().any():
+        caption += " Hollow: the paper's."
     figure = draw_rules(curves, table, title)
     picture = save_picture(folder, f"rules_{set_name}", figure, caption)
     picture.heading = "Which rule leaves earlier at equal WER"
@@ -561,7 +563,7 @@ def _draw_rules(folder, title, groups, curves, table, bootstrap) -> list[Part]:
         "minus entropy's with its paired interval: below 0 the rule is better "
         "than entropy.",
         table=_areas(groups, bootstrap),
-        notes=[_DECODER, _LISTS],
+        notes=[_DECODER, *([_LISTS] if lists else [])],
     )
     return [picture, areas]
 
