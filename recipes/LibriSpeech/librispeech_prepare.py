@@ -66,7 +66,8 @@ def prepare_librispeech(
     min_duration : float, optional
         Leave out utterances shorter than this, in seconds.
     max_duration : float, optional
-        Leave out utterances longer than this, in seconds.
+        Leave out utterances longer than this, in seconds, of the splits in
+        ``merge_lst``, which are those to train on: a test set stays whole.
     skip_prep : bool
         If True, do nothing.
     check_audio : bool
@@ -112,9 +113,10 @@ def prepare_librispeech(
         transcripts = read_transcripts(folder)
         labels = snrs_of_split(data_folder, split, transcripts, snrs)
         content = sorted(transcripts.items()), labels
+        longest = max_duration if split in merge_lst else None
         options = {
             "min_duration": min_duration,
-            "max_duration": max_duration,
+            "max_duration": longest,
             "check_audio": check_audio,
             "utterances": len(transcripts),
             "checksum": zlib.crc32(repr(content).encode()),
@@ -137,7 +139,7 @@ def prepare_librispeech(
             rows = [(*row, labels[row[0]]) for row in rows]
         # A run cut short here must not leave options of another file.
         options_file.unlink(missing_ok=True)
-        write_csv(csv_file, rows, min_duration, max_duration, columns)
+        write_csv(csv_file, rows, min_duration, longest, columns)
         with replacing(options_file) as file:
             record = {**options, "unreadable": faults}
             file.write_text(json.dumps(record, indent=2))

@@ -71,7 +71,11 @@ def test_merging(corpus, save_folder):
 
 def test_duration_limits(corpus, save_folder):
     def prepare(**limits):
-        prepare_librispeech(corpus, save_folder, ["train-a"], **limits)
+        prepare_librispeech(
+            *(corpus, save_folder, ["train-a", "dev"]),
+            *(["train-a"], "train.csv"),
+            **limits,
+        )
         data = load_data_csv(save_folder / "train-a.csv", {"data_root": ""})
         return {name: row["duration"] for name, row in data.items()}
 
@@ -82,6 +86,23 @@ def test_duration_limits(corpus, save_folder):
     assert sorted(kept.values()) == others
     with pytest.raises(ValueError, match="change min_duration"):
         prepare(max_duration=shortest / 2)
+
+
+def test_long_utterances_stay_in_test_sets(corpus, save_folder):
+    splits = ["train-a", "dev"]
+    prepare_librispeech(corpus, save_folder, splits)
+    longest = {
+        split: max(
+            float(row["duration"]) for row in prepared(save_folder, split)
+        )
+        for split in splits
+    }
+    prepare_librispeech(
+        *(corpus, save_folder, splits, ["train-a"], "train.csv"),
+        max_duration=min(longest.values()) - 0.01,
+    )
+    assert len(prepared(save_folder, "train-a")) < 5
+    assert len(prepared(save_folder, "dev")) == 2
 
 
 def test_prepares_only_what_is_needed(corpus, save_folder):
@@ -398,7 +419,8 @@ def test_a_run_cut_short_is_made_up_for(corpus, save_folder, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", cut_short)
         prepare_librispeech(
-            corpus, save_folder, ["train-a"], max_duration=longest - 0.01
+            *(corpus, save_folder, ["train-a"], ["train-a"], "train.csv"),
+            max_duration=longest - 0.01,
         )
     assert (save_folder / "train-a.csv").read_text() != whole
     prepare_librispeech(corpus, save_folder, ["train-a"])
