@@ -38,6 +38,16 @@ def test_report_and_compare_tell_where_they_wrote(run, tmp_path, capsys):
     assert (out / "comparison.html").is_file()
 
 
+def test_a_corpus_in_the_layout_that_is_asked_for(tmp_path, capsys):
+    folder = tmp_path / "made"
+    assert main(["corpus", str(folder), "--layout", "tedlium"]) == 0
+    assert capsys.readouterr().out.strip() == str(folder)
+    assert len(list(folder.glob("legacy/*/sph/*.sph"))) == 6
+    with pytest.raises(SystemExit):
+        main(["corpus", str(folder), "--layout", "timit"])
+    assert "librispeech" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
