@@ -13,7 +13,7 @@ import re
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
@@ -178,11 +178,9 @@ def prepare_split(data_folder, save_folder, split, limits):
     options_file = save_folder / f"{split}.options.json"
     recordings = find_recordings(folder)
     segments = [s for stm in recordings for s in read_stm(stm)]
-    content = (
-        [astuple(segment) for segment in segments],
-        [(sph.name, sph.stat().st_size) for sph in recordings.values()],
-    )
-    options = {**limits, "checksum": zlib.crc32(repr(content).encode())}
+    sizes = [(sph.name, sph.stat().st_size) for sph in recordings.values()]
+    checksum = zlib.crc32(repr((segments, sizes)).encode())
+    options = {**limits, "checksum": checksum}
     if csv_file.is_file() and options_file.is_file():
         before = json.loads(options_file.read_text())
         faults = before.pop("faults", None)
@@ -574,7 +572,8 @@ def write_csv(csv_file, rows, limits):
         asked = ", ".join(f"{k} {v}" for k, v in limits.items() if v)
         raise ValueError(
             f"None of the {len(rows)} segments for {csv_file.name} is within "
-            f"the limits ({asked}): change them, or look into its STM files."
+            f"the limits ({asked or 'none'}): change them, or look into its "
+            "STM files."
         )
     with (
         replacing(csv_file) as file,

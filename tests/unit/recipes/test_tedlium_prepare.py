@@ -235,6 +235,12 @@ def test_limits_hold_for_what_is_trained_on(corpus, save_folder):
         prepare(corpus, save_folder, min_duration=9)
 
 
+def test_a_split_without_segments_is_an_error(corpus, save_folder):
+    write_stm(corpus / "data", ";; only a comment")
+    with pytest.raises(ValueError, match="None of the 0 .*look into its STM"):
+        prepare(corpus, save_folder)
+
+
 def test_prepares_only_what_is_needed(corpus, save_folder):
     prepare(corpus, save_folder)
     csv_file = save_folder / "tedlium_train.csv"
