@@ -9,10 +9,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 # What a command needs is imported when it runs, so that those which only read
 # tables start at once.
+
+# Modules of speechbrain_ee.corpora and what makes a corpus there.
+_LAYOUTS = {"librispeech": "make_demo_corpus", "tedlium": "make_tedlium"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,8 +59,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    sub = command(_corpus, "corpus", "Make the demo's corpus of spoken text.")
+    sub = command(_corpus, "corpus", "Make a corpus of spoken text.")
     sub.add_argument("folder", type=Path, help="where to make it")
+    sub.add_argument(
+        "--layout",
+        choices=_LAYOUTS,
+        default="librispeech",
+        help="the real corpus that it is laid out as; librispeech, the "
+        "default, gives the demo's corpus, and others are small",
+    )
     sub.add_argument("--seed", type=int, default=0)
 
     sub = command(_sweep, "sweep", "Replay exit rules on traces of a run.")
@@ -171,9 +182,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _corpus(options) -> None:
-    from speechbrain_ee.corpora.librispeech import make_demo_corpus
-
-    print(make_demo_corpus(options.folder, seed=options.seed))
+    module = import_module(f"speechbrain_ee.corpora.{options.layout}")
+    make = getattr(module, _LAYOUTS[options.layout])
+    print(make(options.folder, seed=options.seed))
 
 
 def _sweep(options) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from speechbrain_ee.corpora.librispeech import make_librispeech
+from speechbrain_ee.corpora.tedlium import make_tedlium
 from tests.integration.recipes import ROWS, SPLITS, check, run, trains
 
 
@@ -11,6 +12,7 @@ def corpora(tmp_path_factory):
     """A folder with a small corpus of every dataset, in its real layout."""
     folder = tmp_path_factory.mktemp("corpora")
     make_librispeech(folder / "LibriSpeech", SPLITS)
+    make_tedlium(folder / "TEDLIUM_release-3", SPLITS)
     return folder
 
 

@@ -46,6 +46,16 @@ def test_tables_of_a_run_whose_model_is_named(run, tmp_path, capsys):
     assert "TED-LIUM test" in (out / "tables.md").read_text(encoding="utf-8")
 
 
+def test_a_corpus_in_the_layout_that_is_asked_for(tmp_path, capsys):
+    folder = tmp_path / "made"
+    assert main(["corpus", str(folder), "--layout", "tedlium"]) == 0
+    assert capsys.readouterr().out.strip() == str(folder)
+    assert len(list(folder.glob("legacy/*/sph/*.sph"))) == 6
+    with pytest.raises(SystemExit):
+        main(["corpus", str(folder), "--layout", "timit"])
+    assert "librispeech" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
