@@ -15,8 +15,12 @@ from pathlib import Path
 # What a command needs is imported when it runs, so that those which only read
 # tables start at once.
 
-# Modules of speechbrain_ee.corpora and what makes a corpus there.
-_LAYOUTS = {"librispeech": "make_demo_corpus", "tedlium": "make_tedlium"}
+# What makes a corpus in a layout: functions of the modules of that name.
+LAYOUTS = {
+    "librispeech": "make_demo_corpus",
+    "tedlium": "make_tedlium",
+    "voxpopuli": "make_voxpopuli",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,14 +63,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    sub = command(_corpus, "corpus", "Make a corpus of spoken text.")
+    sub = command(_corpus, "corpus", "Make a corpus of synthetic speech.")
     sub.add_argument("folder", type=Path, help="where to make it")
     sub.add_argument(
         "--layout",
-        choices=_LAYOUTS,
+        choices=LAYOUTS,
         default="librispeech",
-        help="the real corpus that it is laid out as; librispeech, the "
-        "default, gives the demo's corpus, and others are small",
+        help="the demo's corpus, or a small one laid out as that dataset",
     )
     sub.add_argument("--seed", type=int, default=0)
 
@@ -131,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         dest="sets",
         metavar="NAME=STANDARD",
-        help="which of the paper's sets a set is, such as test=tedlium_test; "
+        help="which of the paper's sets a set is, such as test=tedlium-test; "
         "may be repeated",
     )
     sub.add_argument(
@@ -182,8 +185,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _corpus(options) -> None:
-    module = import_module(f"speechbrain_ee.corpora.{options.layout}")
-    make = getattr(module, _LAYOUTS[options.layout])
+    corpus = import_module(f"speechbrain_ee.corpora.{options.layout}")
+    make = getattr(corpus, LAYOUTS[options.layout])
     print(make(options.folder, seed=options.seed))
 
 

@@ -7,24 +7,21 @@ Authors
 """
 
 import csv
-import json
-import math
 import sys
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-import soundfile
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.parallel import parallel_map
 
 from speechbrain_ee.files import replacing
+from speechbrain_ee.preparation import prepare_split
 
 logger = get_logger(__name__)
-SAMPLE_RATE = 16000
-COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 TABLE = "UTTERANCES.tsv"
+REMEDY = (
+    "set data_folder to the folder of a corpus in FLAC, or extract the archive "
+    "again"
+)
 
 
 def prepare_librispeech(
@@ -107,42 +104,17 @@ def prepare_librispeech(
     save_folder.mkdir(parents=True, exist_ok=True)
     snrs = read_snrs(data_folder)
     for split in splits:
-        folder = data_folder / split
-        csv_file = save_folder / f"{split}.csv"
-        options_file = save_folder / f"{split}.options.json"
-        transcripts = read_transcripts(folder)
+        transcripts = read_transcripts(data_folder / split)
         labels = snrs_of_split(data_folder, split, transcripts, snrs)
-        content = sorted(transcripts.items()), labels
-        longest = max_duration if split in merge_lst else None
-        options = {
-            "min_duration": min_duration,
-            "max_duration": longest,
-            "check_audio": check_audio,
-            "utterances": len(transcripts),
-            "checksum": zlib.crc32(repr(content).encode()),
-        }
-        if csv_file.is_file() and options_file.is_file():
-            before = json.loads(options_file.read_text())
-            # A file may have been repaired since.
-            faults = find_faults(
-                folder, before.get("unreadable", ()), check_audio
-            )
-            if before == {**options, "unreadable": faults}:
-                report_faults(folder, faults, len(transcripts))
-                logger.info(f"Skipping {split}: {csv_file} is up to date.")
-                continue
-        rows, faults = make_rows(data_folder, split, transcripts, check_audio)
-        report_faults(folder, faults, len(transcripts))
-        columns = COLUMNS
-        if labels:
-            columns = (*columns, "snr")
-            rows = [(*row, labels[row[0]]) for row in rows]
-        # A run cut short here must not leave options of another file.
-        options_file.unlink(missing_ok=True)
-        write_csv(csv_file, rows, min_duration, longest, columns)
-        with replacing(options_file) as file:
-            record = {**options, "unreadable": faults}
-            file.write_text(json.dumps(record, indent=2))
+        prepare_split(
+            save_folder / f"{split}.csv",
+            data_folder,
+            make_utterances(split, transcripts, labels),
+            REMEDY,
+            min_duration=min_duration,
+            max_duration=max_duration if split in merge_lst else None,
+            check_audio=check_audio,
+        )
     if merge_lst:
         csv_files = [save_folder / f"{split}.csv" for split in merge_lst]
         merge_csvs(csv_files, save_folder / merge_name)
@@ -289,187 +261,31 @@ def snrs_of_split(data_folder, split, transcripts, snrs):
     return {name: snrs[name] for name in names}
 
 
-def look_at_audio(file, decode=True):
-    """Finds out how long an audio file is, and whether it can be read.
+def make_utterances(split, transcripts, snrs):
+    """Says of each audio file what ``prepare_split`` needs.
 
     Arguments
     ---------
-    file : Path
-        The file.
-    decode : bool
-        If True, read all of it, and not only its head.
-
-    Returns
-    -------
-    frames : int
-        Its number of samples.
-    sample_rate : int
-        Their rate in Hz.
-    fault : str
-        Why it cannot be read, or "".
-    """
-    try:
-        with soundfile.SoundFile(file) as audio:
-            promised, rate = audio.frames, audio.samplerate
-            frames = len(audio.read(dtype="int16")) if decode else promised
-    except soundfile.LibsndfileError as error:
-        return 0, 0, error.error_string.rstrip(".")
-    except MemoryError:
-        return 0, 0, "its head promises more samples than fit into memory"
-    if audio.channels > 1:
-        return 0, 0, f"{audio.channels} channels, not one"
-    if frames < promised:
-        return 0, 0, f"cut off after {frames} of {promised} samples"
-    return frames, rate, "" if frames else "no samples"
-
-
-def find_faults(folder, paths, check_audio=True):
-    """Looks for audio files that cannot be read.
-
-    Arguments
-    ---------
-    folder : Path
-        Folder of the split.
-    paths : iterable of str
-        The files, relative to ``folder``.
-    check_audio : bool
-        If True, decode them.
-
-    Returns
-    -------
-    dict
-        What is wrong with each file that cannot be read, by its path.
-    """
-    faults = {p: look_at_audio(folder / p, check_audio)[2] for p in paths}
-    return {path: fault for path, fault in faults.items() if fault}
-
-
-def report_faults(folder, faults, utterances):
-    """Says which audio files are left out since they cannot be read.
-
-    Arguments
-    ---------
-    folder : Path
-        Folder of the split.
-    faults : dict
-        What is wrong with each of them, by its path relative to ``folder``.
-    utterances : int
-        How many utterances the split has.
-
-    Raises
-    ------
-    ValueError
-        If more than half of them are left out.
-    """
-    if not faults:
-        return
-    first = [f"{path} ({fault})" for path, fault in list(faults.items())[:3]]
-    names = ", ".join(first)
-    if 2 * len(faults) > utterances:
-        raise ValueError(
-            f"{folder}: {len(faults)} of {utterances} audio files cannot be "
-            f"read, such as {names}: set data_folder to the folder of a corpus "
-            "in FLAC, or extract the archive again."
-        )
-    logger.warning(
-        f"{folder}: {len(faults)} of {utterances} audio files cannot be read "
-        f"and are left out, such as {names}: extract the archive again to have "
-        "them."
-    )
-
-
-def make_rows(data_folder, split, transcripts, check_audio=True):
-    """Looks into the audio files of a split, in parallel.
-
-    Arguments
-    ---------
-    data_folder : Path
-        Folder that holds the splits.
     split : str
         Name of the split.
     transcripts : dict
         Words by path, as given by ``read_transcripts``.
-    check_audio : bool
-        If True, decode the files.
+    snrs : dict
+        Ratio by utterance, as given by ``snrs_of_split``.
 
     Returns
     -------
-    rows : list of tuple
-        The values of ``COLUMNS`` for each utterance that can be read, in the
-        order of the utterances' paths.
-    faults : dict
-        What is wrong with each of the others, by its path.
+    dict
+        The columns of each utterance, by its path in the data folder.
     """
-    rows, faults = [], {}
-
-    def look(path):
-        return path, *look_at_audio(data_folder / split / path, check_audio)
-
-    # Threads: soundfile lets others run while it reads and decodes.
-    with ThreadPoolExecutor() as executor:
-        for path, frames, rate, fault in parallel_map(
-            look,
-            sorted(transcripts),
-            executor=executor,
-            progress_bar_kwargs={"desc": split},
-        ):
-            if fault:
-                faults[path] = fault
-                continue
-            file = data_folder / split / path
-            if rate != SAMPLE_RATE:
-                raise ValueError(
-                    f"{file} is sampled at {rate} Hz: resample the audio of "
-                    f"this split to {SAMPLE_RATE} Hz."
-                )
-            rows.append(
-                (
-                    file.stem,
-                    frames / rate,
-                    f"$data_root/{split}/{path}",
-                    file.stem.split("-")[0],
-                    transcripts[path],
-                )
-            )
-    return rows, faults
-
-
-def write_csv(
-    csv_file, rows, min_duration=None, max_duration=None, columns=COLUMNS
-):
-    """Writes the utterances of the wanted duration.
-
-    Arguments
-    ---------
-    csv_file : Path
-        The file to write.
-    rows : list of tuple
-        The values of the columns for each utterance.
-    min_duration : float, optional
-        Leave out utterances shorter than this, in seconds.
-    max_duration : float, optional
-        Leave out utterances longer than this, in seconds.
-    columns : tuple of str
-        The names of the columns; the second one is the duration.
-    """
-    shortest, longest = min_duration or 0, max_duration or math.inf
-    kept = [row for row in rows if shortest <= row[1] <= longest]
-    if not kept:
-        raise ValueError(
-            f"None of the {len(rows)} utterances for {csv_file.name} lasts "
-            f"between {shortest} and {longest} seconds: change min_duration or "
-            "max_duration."
-        )
-    with (
-        replacing(csv_file) as file,
-        open(file, "w", newline="", encoding="utf-8") as stream,
-    ):
-        csv.writer(stream).writerows([columns, *kept])
-    minutes = sum(row[1] for row in kept) / 60
-    logger.info(
-        f"{csv_file}: {len(kept)} of {len(rows)} utterances, "
-        f"{minutes:.2f} minutes."
-    )
+    utterances = {}
+    for path, words in transcripts.items():
+        name = Path(path).stem
+        columns = {"ID": name, "spk_id": name.split("-")[0], "wrd": words}
+        if snrs:
+            columns["snr"] = snrs[name]
+        utterances[f"{split}/{path}"] = columns
+    return utterances
 
 
 def merge_csvs(csv_files, merged):

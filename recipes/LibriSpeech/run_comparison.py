@@ -55,6 +55,11 @@ RUNS = {
             *((12, 1235), (12, 1236)),
         )
     },
+    # Half the rate: at 0.002 twelve layers without inner exits do not learn.
+    "single_12_layers_lr_0.001_seed1234": [
+        *single(12, 1234),
+        "--lr=0.001",
+    ],
     "early_exit_read_speech": [
         "--train_splits=[train]",
         "--valid_split=dev",

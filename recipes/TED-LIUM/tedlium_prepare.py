@@ -6,7 +6,6 @@ Authors
  * SpeechBrain-EE contributors 2026
 """
 
-import csv
 import json
 import math
 import re
@@ -20,19 +19,18 @@ import soundfile
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_ee.files import replacing
+from speechbrain_ee.preparation import SAMPLE_RATE, write_csv
 
 logger = get_logger(__name__)
-SAMPLE_RATE = 16000
-COLUMNS = ("ID", "duration", "wav", "start", "stop", "spk_id", "wrd")
 
 # Where the release has its splits; legacy/train links to what is in data.
 FOLDERS = {
-    "tedlium_train": "data",
-    "tedlium_dev": "legacy/dev",
-    "tedlium_test": "legacy/test",
-    "tedlium_adaptation_train": "speaker-adaptation/train",
-    "tedlium_adaptation_dev": "speaker-adaptation/dev",
-    "tedlium_adaptation_test": "speaker-adaptation/test",
+    "tedlium-train": "data",
+    "tedlium-dev": "legacy/dev",
+    "tedlium-test": "legacy/test",
+    "tedlium-adaptation-train": "speaker-adaptation/train",
+    "tedlium-adaptation-dev": "speaker-adaptation/dev",
+    "tedlium-adaptation-test": "speaker-adaptation/test",
 }
 
 GAP = "inter_segment_gap"
@@ -106,11 +104,11 @@ def prepare_tedlium(
     save_folder : str
         Where to write the CSV files.
     train_split : str
-        Split to train on, a key of ``FOLDERS``: ``tedlium_train`` (452 h), or
-        ``tedlium_adaptation_train``.
+        Split to train on, a key of ``FOLDERS``: ``tedlium-train`` (452 h), or
+        ``tedlium-adaptation-train``.
     test_splits : list of str
         Splits to choose checkpoints with and to score, such as
-        ["tedlium_dev", "tedlium_test"].
+        ["tedlium-dev", "tedlium-test"].
     min_duration : float, optional
         Leave out segments shorter than this, in seconds.
     max_duration : float, optional
@@ -137,8 +135,8 @@ def prepare_tedlium(
     >>> from speechbrain_ee.corpora.tedlium import make_tedlium
     >>> folder = getfixture("tmp_path")
     >>> data_folder = make_tedlium(folder / "data", {"train": 2, "dev": 1})
-    >>> prepare_tedlium(data_folder, folder, "tedlium_train", ["tedlium_dev"])
-    >>> rows = (folder / "tedlium_train.csv").read_text().splitlines()
+    >>> prepare_tedlium(data_folder, folder, "tedlium-train", ["tedlium-dev"])
+    >>> rows = (folder / "tedlium-train.csv").read_text().splitlines()
     >>> rows[1].split(",")[2]
     '$data_root/data/sph/Speaker1_2018.sph'
     """
@@ -171,13 +169,18 @@ def prepare_split(data_folder, save_folder, split, limits):
     split : str
         A key of ``FOLDERS``.
     limits : dict
-        What ``within`` takes.
+        Those of ``write_csv``.
     """
     folder = data_folder / FOLDERS[split]
     csv_file = save_folder / f"{split}.csv"
     options_file = save_folder / f"{split}.options.json"
     recordings = find_recordings(folder)
     segments = [s for stm in recordings for s in read_stm(stm)]
+    if not segments:
+        raise ValueError(
+            f"The STM files of {folder} have no segments to score: extract the "
+            "archive again."
+        )
     sizes = [(sph.name, sph.stat().st_size) for sph in recordings.values()]
     checksum = zlib.crc32(repr((segments, sizes)).encode())
     options = {**limits, "checksum": checksum}
@@ -195,7 +198,7 @@ def prepare_split(data_folder, save_folder, split, limits):
     report_faults(folder, faults, len(segments))
     # A run cut short here must not leave options of another file.
     options_file.unlink(missing_ok=True)
-    write_csv(csv_file, rows, limits)
+    write_csv(csv_file, rows, **limits)
     with replacing(options_file) as file:
         file.write_text(json.dumps({**options, "faults": faults}, indent=2))
 
@@ -437,9 +440,9 @@ def make_rows(segments, frames, folder):
 
     Returns
     -------
-    rows : list of tuple
-        The values of ``COLUMNS`` for each segment without a fault, in the order
-        of the segments.
+    rows : list of dict
+        The columns of each segment without a fault, in the order of the
+        segments.
     faults : dict
         What is wrong with each of the others, by its file and line.
     """
@@ -455,15 +458,15 @@ def make_rows(segments, frames, folder):
         last[name, segment.speaker] = segment
         start = round(segment.start * SAMPLE_RATE)
         stop = min(round(segment.stop * SAMPLE_RATE), frames[name])
-        rows[segment] = (
-            f"{name}-{segment.line:04d}",
-            (stop - start) / SAMPLE_RATE,
-            f"$data_root/{folder}/sph/{name}.sph",
-            start,
-            stop,
-            segment.speaker,
-            segment.words,
-        )
+        rows[segment] = {
+            "ID": f"{name}-{segment.line:04d}",
+            "duration": (stop - start) / SAMPLE_RATE,
+            "wav": f"$data_root/{folder}/sph/{name}.sph",
+            "start": start,
+            "stop": stop,
+            "spk_id": segment.speaker,
+            "wrd": segment.words,
+        }
     return [rows[s] for s in segments if s in rows], faults
 
 
@@ -525,65 +528,6 @@ def report_faults(folder, faults, segments):
     if 2 * len(faults) > segments:
         raise ValueError(f"{message}: extract the archive again.")
     logger.warning(f"{message}.")
-
-
-def within(
-    row, min_duration=None, max_duration=None, max_characters_per_second=None
-):
-    """Says whether a segment is as long, and as fast, as it may be.
-
-    Arguments
-    ---------
-    row : tuple
-        The values of ``COLUMNS``.
-    min_duration : float, optional
-        In seconds.
-    max_duration : float, optional
-        In seconds.
-    max_characters_per_second : float, optional
-        Spaces count too.
-
-    Returns
-    -------
-    bool
-        Whether it is kept.
-    """
-    duration, words = row[1], row[-1]
-    fastest = max_characters_per_second or math.inf
-    return (min_duration or 0) <= duration <= (
-        max_duration or math.inf
-    ) and len(words) <= fastest * duration
-
-
-def write_csv(csv_file, rows, limits):
-    """Writes the segments within the limits.
-
-    Arguments
-    ---------
-    csv_file : Path
-        The file to write.
-    rows : list of tuple
-        The values of ``COLUMNS`` for each segment.
-    limits : dict
-        What ``within`` takes.
-    """
-    kept = [row for row in rows if within(row, **limits)]
-    if not kept:
-        asked = ", ".join(f"{k} {v}" for k, v in limits.items() if v)
-        raise ValueError(
-            f"None of the {len(rows)} segments for {csv_file.name} is within "
-            f"the limits ({asked or 'none'}): change them, or look into its "
-            "STM files."
-        )
-    with (
-        replacing(csv_file) as file,
-        open(file, "w", newline="", encoding="utf-8") as stream,
-    ):
-        csv.writer(stream).writerows([COLUMNS, *kept])
-    hours = sum(row[1] for row in kept) / 3600
-    logger.info(
-        f"{csv_file}: {len(kept)} of {len(rows)} segments, {hours:.2f} hours."
-    )
 
 
 if __name__ == "__main__":

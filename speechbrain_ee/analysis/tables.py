@@ -45,9 +45,8 @@ from speechbrain_ee.files import replacing
 STANDARD_SETS = {
     "test-clean": ("LibriSpeech", "test-clean"),
     "test-other": ("LibriSpeech", "test-other"),
-    "tedlium_test": ("TED-LIUM", "test"),
-    "voxpopuli_test": ("VoxPopuli", "test"),
-    "voxpopuli_en_test": ("VoxPopuli", "test"),
+    "tedlium-test": ("TED-LIUM", "test"),
+    "voxpopuli-en-test": ("VoxPopuli", "test"),
 }
 # Another corpus may have a set of the same name: these are told by their size.
 _UTTERANCES = {

@@ -119,3 +119,20 @@ def random_sentence(rng):
         return re.sub(r"{(\w+)}", choose, text)
 
     return expand("{sentence}").upper()
+
+
+# Everyday German, with every letter that English lacks.
+GERMAN = (
+    "wo hast du den schlüssel gefunden",
+    "meine schwester hat gestern ein blaues boot gekauft",
+    "der alte mann sitzt am fluss",
+    "bitte öffnen sie das fenster",
+    "wir treffen uns am dienstag auf dem markt",
+    "die straße ist heute gesperrt",
+    "das kind zählt bis zehn",
+    "er hat drei äpfel und zwei eier mitgebracht",
+    "nach dem regen war das gras ganz nass",
+    "kannst du mir bitte den brief vorlesen",
+    "sie fährt jeden morgen mit dem zug",
+    "können wir später noch einmal darüber sprechen",
+)

@@ -4,6 +4,7 @@ import pytest
 
 from speechbrain_ee.corpora.librispeech import make_librispeech
 from speechbrain_ee.corpora.tedlium import make_tedlium
+from speechbrain_ee.corpora.voxpopuli import make_voxpopuli
 from tests.integration.recipes import ROWS, SPLITS, check, run, trains
 
 
@@ -13,6 +14,7 @@ def corpora(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpora")
     make_librispeech(folder / "LibriSpeech", SPLITS)
     make_tedlium(folder / "TEDLIUM_release-3", SPLITS)
+    make_voxpopuli(folder / "VoxPopuli", SPLITS)
     return folder
 
 

@@ -1,17 +1,37 @@
 """The command line: what it writes, and what it says to bad input."""
 
+from importlib import import_module
 from io import StringIO
+from unittest.mock import create_autospec
 
 import pandas as pd
 import pytest
 
-from speechbrain_ee.cli import main
+from speechbrain_ee.cli import LAYOUTS, main
+from speechbrain_ee.corpora import librispeech
 from tests.unit.analysis.synthetic import write_run
 
 
 @pytest.fixture
 def run(tmp_path):
     return write_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_has_a_maker(layout, tmp_path, capsys, monkeypatch):
+    module = import_module(f"speechbrain_ee.corpora.{layout}")
+    made = create_autospec(getattr(module, LAYOUTS[layout]))
+    monkeypatch.setattr(module, LAYOUTS[layout], made)
+    folder = tmp_path / "corpus"
+    assert main(["corpus", str(folder), "--layout", layout, "--seed", "3"]) == 0
+    made.assert_called_once_with(folder, seed=3)
+
+
+def test_the_demo_is_the_default_layout(tmp_path, monkeypatch):
+    made = create_autospec(librispeech.make_demo_corpus)
+    monkeypatch.setattr(librispeech, "make_demo_corpus", made)
+    assert main(["corpus", str(tmp_path)]) == 0
+    made.assert_called_once_with(tmp_path, seed=0)
 
 
 def test_sweep_prints_the_curve(run, capsys):
@@ -41,18 +61,14 @@ def test_report_and_compare_tell_where_they_wrote(run, tmp_path, capsys):
 def test_tables_of_a_run_whose_model_is_named(run, tmp_path, capsys):
     out = tmp_path / "tables"
     arguments = ["tables", str(run), "--model", "Mine", "--out", str(out)]
-    assert main([*arguments, "--set", "test=tedlium_test"]) == 0
+    assert main([*arguments, "--set", "test=tedlium-test"]) == 0
     assert capsys.readouterr().out.strip() == str(out / "tables.html")
     assert "TED-LIUM test" in (out / "tables.md").read_text(encoding="utf-8")
 
 
-def test_a_corpus_in_the_layout_that_is_asked_for(tmp_path, capsys):
-    folder = tmp_path / "made"
-    assert main(["corpus", str(folder), "--layout", "tedlium"]) == 0
-    assert capsys.readouterr().out.strip() == str(folder)
-    assert len(list(folder.glob("legacy/*/sph/*.sph"))) == 6
+def test_an_unknown_layout_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["corpus", str(folder), "--layout", "timit"])
+        main(["corpus", str(tmp_path), "--layout", "timit"])
     assert "librispeech" in capsys.readouterr().err
 
 

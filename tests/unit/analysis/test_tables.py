@@ -223,7 +223,7 @@ def test_what_cannot_be_told_or_read_is_named(make, tmp_path):
         make_tables([run], out, models=["other=Mine"])
     with pytest.raises(ValueError, match="A and B: name one model"):
         make_tables([run], out, models=["A", "B"])
-    with pytest.raises(ValueError, match="no standard set ted; .*tedlium_test"):
+    with pytest.raises(ValueError, match="no standard set ted; .*tedlium-test"):
         make_tables([run], out, sets={"test": "ted"})
     with pytest.raises(ValueError, match="same run twice"):
         make_tables([run, run], out)

@@ -327,7 +327,7 @@ def test_more_than_half_damaged_is_an_error(noises, save_folder, damaged):
         return
     with pytest.raises(
         ValueError,
-        match="6 of 10 audio files .* 1/2/1-2-0000.flac .*: set data_folder",
+        match="6 of 10 audio files .* dev/1/2/1-2-0000.flac .*: set data",
     ):
         prepare_librispeech(noises, save_folder, ["dev"])
     assert not any(save_folder.glob("*"))

@@ -66,13 +66,13 @@ def write_stm(folder, *lines):
 def prepare(corpus, save_folder, **limits):
     """The rows of the training and the dev split."""
     prepare_tedlium(
-        corpus, save_folder, "tedlium_train", ["tedlium_dev"], **limits
+        corpus, save_folder, "tedlium-train", ["tedlium-dev"], **limits
     )
     return [read(save_folder, name) for name in ("train", "dev")]
 
 
 def read(save_folder, name):
-    with open(save_folder / f"tedlium_{name}.csv", newline="") as stream:
+    with open(save_folder / f"tedlium-{name}.csv", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -115,7 +115,7 @@ def test_datasets_read_the_pieces_that_the_rows_name(
         "wrd": "TWO",
     }
     assert dev[0]["wav"] == f"$data_root/legacy/dev/sph/{NAME}.sph"
-    path = save_folder / "tedlium_train.csv"
+    path = save_folder / "tedlium-train.csv"
     labels = {"pad_id": 0, "unk_id": 1}
     tokenizer = train_tokenizer(save_folder, 20, path, "wrd", "char", **labels)
     dataset, _, _ = make_datasets(tokenizer, corpus, path, path, {})
@@ -126,8 +126,8 @@ def test_datasets_read_the_pieces_that_the_rows_name(
 
 def test_the_layout_of_the_release(tmp_path, save_folder):
     made = make_tedlium(tmp_path / "made", {"train": 7, "dev": 5, "test": 4})
-    sets = ["tedlium_dev", "tedlium_test"]
-    prepare_tedlium(made, save_folder, "tedlium_train", sets)
+    sets = ["tedlium-dev", "tedlium-test"]
+    prepare_tedlium(made, save_folder, "tedlium-train", sets)
     for name, folder in [("train", "data"), ("dev", "legacy/dev")]:
         expected = []
         for stm in sorted((made / folder / "stm").iterdir()):
@@ -229,25 +229,23 @@ def test_limits_hold_for_what_is_trained_on(corpus, save_folder):
     )
     assert words(train) == ["B"]
     assert words(dev) == ["B", "C", "THIS IS WHAT SOMEBODY ELSE SAYS"]
-    with pytest.raises(
-        ValueError, match=r"None of the 4 .* \(min_duration 9\): ch"
-    ):
+    with pytest.raises(ValueError, match="None of the 4 .*change min_duration"):
         prepare(corpus, save_folder, min_duration=9)
 
 
 def test_a_split_without_segments_is_an_error(corpus, save_folder):
     write_stm(corpus / "data", ";; only a comment")
-    with pytest.raises(ValueError, match="None of the 0 .*look into its STM"):
+    with pytest.raises(ValueError, match="no segments to score"):
         prepare(corpus, save_folder)
 
 
 def test_prepares_only_what_is_needed(corpus, save_folder):
     prepare(corpus, save_folder)
-    csv_file = save_folder / "tedlium_train.csv"
+    csv_file = save_folder / "tedlium-train.csv"
 
     def is_written_anew():
         csv_file.write_text("untouched")
-        prepare_tedlium(corpus, save_folder, "tedlium_train", ["tedlium_dev"])
+        prepare_tedlium(corpus, save_folder, "tedlium-train", ["tedlium-dev"])
         return csv_file.read_text() != "untouched"
 
     assert not is_written_anew()
@@ -255,7 +253,7 @@ def test_prepares_only_what_is_needed(corpus, save_folder):
     assert is_written_anew() and not is_written_anew()
     write_stm(corpus / "data", "0.00 2.00 <NA> other words")
     assert is_written_anew() and not is_written_anew()
-    assert "untouched" not in (save_folder / "tedlium_dev.csv").read_text()
+    assert "untouched" not in (save_folder / "tedlium-dev.csv").read_text()
 
 
 def test_skipping_does_nothing(tmp_path, save_folder):
@@ -332,7 +330,7 @@ def test_what_is_missing_is_named(corpus, save_folder, damage, message):
 
 
 def test_an_unknown_split_is_told_which_there_are(corpus, save_folder):
-    with pytest.raises(ValueError, match="no split 'train': .* tedlium_train,"):
+    with pytest.raises(ValueError, match="no split 'train': .* tedlium-train,"):
         prepare_tedlium(corpus, save_folder, "train", [])
 
 

@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+r"""Train a CTC speech recogniser with early exits on one language of VoxPopuli,
+and evaluate every exit and the loop that leaves early.
+
+The encoder, the exits and the selectors are built by the YAML. Strategies are
+swapped by naming a block of the folder ``hparams`` at the top of the project.
+To run this recipe:
+
+> python train.py hparams/conformer_ctc_ee.yaml --data_folder VoxPopuli
+> python train.py hparams/conformer_ctc_ee.yaml --data_folder VoxPopuli \
+      --language de --objective rising --selectors patience
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+import sys
+from pathlib import Path
+
+import speechbrain as sb
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.utils.distributed import run_on_main
+
+from speechbrain_ee.experiment import (
+    evaluate_and_export,
+    load_experiment,
+    make_datasets,
+)
+from speechbrain_ee.tokenizer import train_tokenizer
+
+BLOCKS = Path(__file__).resolve().parents[2] / "hparams"
+
+if __name__ == "__main__":
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    sb.utils.distributed.ddp_init_group(run_opts)
+    hparams = load_experiment(hparams_file, overrides, BLOCKS)
+
+    from voxpopuli_prepare import prepare_voxpopuli
+
+    run_on_main(
+        prepare_voxpopuli,
+        kwargs={
+            "data_folder": hparams["data_folder"],
+            "save_folder": hparams["save_folder"],
+            "language": hparams["language"],
+            "gold_splits": hparams["gold_splits"],
+            "min_duration": hparams["min_duration"],
+            "max_duration": hparams["max_duration"],
+            "max_characters_per_second": hparams["max_characters_per_second"],
+            "skip_prep": hparams["skip_prep"],
+        },
+    )
+
+    # Label 0 is the blank; no sentence marks.
+    tokenizer = train_tokenizer(
+        model_dir=hparams["save_folder"],
+        vocab_size=hparams["output_neurons"],
+        annotation_train=hparams["train_csv"],
+        annotation_read="wrd",
+        model_type=hparams["token_type"],
+        pad_id=hparams["blank_index"],
+        unk_id=hparams["blank_index"] + 1,
+    )
+    train, valid, tests = make_datasets(
+        tokenizer,
+        data_folder=hparams["data_folder"],
+        train=hparams["train_csv"],
+        valid=hparams["valid_csv"],
+        tests={Path(hparams["test_csv"]).stem: hparams["test_csv"]},
+    )
+
+    brain = hparams["brain"](
+        tokenizer=tokenizer,
+        modules=hparams["modules"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    brain.check_strategies(hparams["scores"], hparams["selectors"])
+    brain.check_lengths(train, targets=True)
+    for dataset in (valid, *tests.values()):
+        brain.check_lengths(dataset)
+
+    brain.fit(
+        hparams["epoch_counter"],
+        train,
+        valid,
+        train_loader_kwargs={
+            "batch_sampler": DynamicBatchSampler(
+                train,
+                length_func=lambda x: float(x["duration"]),
+                **hparams["dynamic_batch_sampler"],
+            ),
+            "num_workers": hparams["num_workers"],
+            "collate_fn": PaddedBatch,
+        },
+        valid_loader_kwargs=hparams["valid_dataloader_opts"],
+    )
+    evaluate_and_export(
+        brain,
+        (Path(hparams["valid_csv"]).stem, valid),
+        tests,
+        output_folder=hparams["output_folder"],
+        scores=hparams["scores"],
+        selectors=hparams["selectors"],
+        calibrate=hparams["calibrate"],
+        groups=hparams["groups"],
+        loader_kwargs=hparams["test_dataloader_opts"],
+        normalizer=hparams["normalize"],
+    )
