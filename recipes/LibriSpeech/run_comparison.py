@@ -32,6 +32,12 @@ KEPT_FILES = (
     "train_log.txt",
 )
 HPARAMS = "hparams/conformer_ctc_ee_small.yaml"
+SCHEMES = (
+    *("rising", "falling", "inverse_confidence"),
+    *("alternate", "random_exits"),
+    *("last_exit_posteriors", "last_exit_transcripts"),
+    *("teacher_posteriors", "teacher_transcripts"),
+)
 
 
 def single(layers, seed):
@@ -43,6 +49,20 @@ def single(layers, seed):
         "--scores=[entropy, hypothesis_posterior]",
         "--selectors=never",
         "--calibrate={scores: []}",
+    ]
+
+
+def scheme(objective, seed=1234):
+    """Overrides of a model trained by another scheme than the plain sum."""
+    teacher = []
+    if objective.startswith("teacher"):
+        # At the top of RUNS, so that it is done by then.
+        teacher = ["--teacher=results/comparison/early_exit_seed1234"]
+    return [
+        f"--seed={seed}",
+        f"--objective={objective}",
+        "--scores=[entropy, hypothesis_posterior]",
+        *teacher,
     ]
 
 
@@ -60,6 +80,7 @@ RUNS = {
         *single(12, 1234),
         "--lr=0.001",
     ],
+    **{f"scheme_{name}_seed1234": scheme(name) for name in SCHEMES},
     "early_exit_read_speech": [
         "--train_splits=[train]",
         "--valid_split=dev",

@@ -29,6 +29,7 @@ from speechbrain_ee.experiment import (
     load_experiment,
     make_datasets,
 )
+from speechbrain_ee.inference import load_teacher
 from speechbrain_ee.tokenizer import train_tokenizer
 
 BLOCKS = Path(__file__).resolve().parents[2] / "hparams"
@@ -77,6 +78,7 @@ if __name__ == "__main__":
 
     brain = hparams["brain"](
         tokenizer=tokenizer,
+        teacher=load_teacher(hparams["teacher"]),
         modules=hparams["modules"],
         hparams=hparams,
         run_opts=run_opts,

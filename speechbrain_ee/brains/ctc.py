@@ -57,6 +57,9 @@ class EarlyExitCTC(sb.Brain):
     objective : callable, optional
         From ExitPredictions to the training loss, as
         ``speechbrain_ee.objectives.ExitLossSum``, which is the default.
+    teacher : FrozenTeacher, optional
+        For objectives whose ``needs_teacher`` is True. It hears the waveforms
+        that the student hears.
     lr_annealing : callable, optional
         As ``speechbrain.nnet.schedulers.NoamScheduler``; called every update.
     wav_augment : torch.nn.Module, optional
@@ -78,6 +81,7 @@ class EarlyExitCTC(sb.Brain):
         self,
         tokenizer,
         objective=None,
+        teacher=None,
         lr_annealing=None,
         wav_augment=None,
         train_logger=None,
@@ -98,6 +102,7 @@ class EarlyExitCTC(sb.Brain):
         self.exits = self.modules.exits
         self.exit_layers = self.exits.exit_layers
         self.objective = objective or ExitLossSum()
+        self.teacher = teacher
         self.labels = tokenizer.sp.vocab_size()
         if self.labels > self.exits.vocab_size:
             raise ValueError(
@@ -111,6 +116,7 @@ class EarlyExitCTC(sb.Brain):
             )
         self.select_by = select_by
         freeze_unread(self.encoder, self.exit_layers)
+        self._prepare_teacher()
 
     def compute_forward(self, batch, stage):
         """Log-probabilities of every exit.
@@ -128,6 +134,8 @@ class EarlyExitCTC(sb.Brain):
             Shape (exits, batch, time, vocabulary).
         frames : torch.Tensor
             Real frames of each utterance, int64 of shape (batch,).
+        teacher_log_probs : torch.Tensor
+            Shape (batch, time, vocabulary); None without a teacher.
         """
         batch = batch.to(self.device)
         wavs, wav_lens = batch.sig
@@ -139,7 +147,8 @@ class EarlyExitCTC(sb.Brain):
             layers=self.exit_layers,
             normed=self.exits.normed_layers,
         )
-        return self.modules.exits(states), frames
+        heard = None if self.teacher is None else self.teacher(wavs, wav_lens)
+        return self.modules.exits(states), frames, heard
 
     def compute_objectives(self, predictions, batch, stage):
         """Weighted sum of the exit losses; outside training, errors too.
@@ -158,7 +167,7 @@ class EarlyExitCTC(sb.Brain):
         torch.Tensor
             A scalar.
         """
-        log_probs, frames = predictions
+        log_probs, frames, teacher_log_probs = predictions
         tokens, token_lens = batch.tokens
         token_counts = (token_lens * tokens.shape[1]).round().long()
         if stage == sb.Stage.TRAIN and self.wav_augment is not None:
@@ -184,6 +193,7 @@ class EarlyExitCTC(sb.Brain):
                 token_counts,
                 self.exits.blank_index,
                 step=self.optimizer_step if stage == sb.Stage.TRAIN else None,
+                teacher_log_probs=teacher_log_probs,
             )
         )
 
@@ -483,6 +493,28 @@ class EarlyExitCTC(sb.Brain):
                 check_selector(selector, self.exit_layers)
             except ValueError as error:
                 raise ValueError(f"selectors: {label}: {error}") from error
+
+    def _prepare_teacher(self) -> None:
+        """Move it beside the student, or raise if it cannot teach it."""
+        if self.teacher is None:
+            if getattr(self.objective, "needs_teacher", False):
+                raise ValueError(
+                    "objective: it learns from a frozen model. Give the folder "
+                    "of a finished run: --teacher results/…"
+                )
+            return
+        if not getattr(self.objective, "needs_teacher", False):
+            raise ValueError(
+                "teacher: the objective does not listen to it. Take one that "
+                "does, such as --objective teacher_posteriors, or none."
+            )
+        self.teacher.check_student(
+            self.encoder,
+            self.exits,
+            self.tokenizer.sp,
+            self.hparams.sample_rate,
+        )
+        self.teacher.to(self.device)
 
     def _present(self, groups, dataset) -> dict[str, str]:
         """The grouping columns that a dataset has."""

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 
+from speechbrain_ee.encoders.base import padding_mask
 from speechbrain_ee.objectives.ctc import ctc_exit_losses
 
 
@@ -36,6 +37,10 @@ class ExitPredictions:
     step : int, optional
         Optimiser steps taken before this batch, the same in every process;
         None outside training.
+    teacher_log_probs : torch.Tensor, optional
+        What a frozen model says of the same waveforms, without gradient, of
+        shape (batch, time, vocabulary). Only objectives whose ``needs_teacher``
+        is True get it.
 
     Example
     -------
@@ -55,6 +60,7 @@ class ExitPredictions:
     token_counts: torch.Tensor
     blank_index: int = 0
     step: int | None = None
+    teacher_log_probs: torch.Tensor | None = None
 
     @cached_property
     def losses(self) -> torch.Tensor:
@@ -73,3 +79,20 @@ class ExitPredictions:
             self.blank_index,
         )
         return losses / self.token_counts.clamp_min(1)
+
+    def mean_over_frames(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean over the real frames of each utterance.
+
+        Arguments
+        ---------
+        values : torch.Tensor
+            Shape (..., batch, time).
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (..., batch).
+        """
+        padding = padding_mask(self.log_probs[0], self.frames)
+        total = values.masked_fill(padding, 0.0).sum(dim=-1)
+        return total / self.frames.to(values.device).clamp_min(1)

@@ -1,0 +1,197 @@
+"""A finished run that teaches another one.
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from speechbrain_ee.encoders import LayerwiseEncoder
+from speechbrain_ee.heads import CTCHeads
+from speechbrain_ee.inference.asr import EarlyExitASR
+
+
+class FrozenTeacher:
+    """The last exit of a trained model, for students that learn from it.
+
+    It is no part of the student: never trained, wrapped or saved with it.
+
+    Arguments
+    ---------
+    modules : Mapping
+        ``encoder`` and ``exits``, and what else must be on their device. They
+        are frozen and put into evaluation mode.
+    tokenizer : SentencePieceProcessor
+        Of the model.
+    sample_rate : int
+        Of the model, in Hz.
+    name : str
+        What errors call it.
+
+    Example
+    -------
+    >>> from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
+    >>> small = {"num_hidden_layers": 2, "hidden_size": 48, "conv_dim": [8] * 7}
+    >>> encoder = HuggingFaceEncoder("hubert", pretrained=False, config=small)
+    >>> exits = CTCHeads([1, 2], input_size=48, vocab_size=8)
+    >>> modules = {"encoder": encoder, "exits": exits}
+    >>> teacher = FrozenTeacher(modules, tokenizer=None, sample_rate=16000)
+    >>> teacher(torch.randn(2, 8000), torch.tensor([1.0, 0.5])).shape
+    torch.Size([2, 24, 8])
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        tokenizer,
+        sample_rate: int,
+        name: str = "the model",
+    ):
+        self.modules = dict(modules)
+        self.encoder = self.modules["encoder"]
+        self.exits = self.modules["exits"]
+        self.tokenizer = tokenizer
+        self.sample_rate = sample_rate
+        self.name = name
+        for module in self.modules.values():
+            module.eval().requires_grad_(False)
+
+    def to(self, device: str | torch.device) -> FrozenTeacher:
+        """Move it.
+
+        Arguments
+        ---------
+        device : str or torch.device
+            Where to.
+
+        Returns
+        -------
+        FrozenTeacher
+            Itself.
+        """
+        for module in self.modules.values():
+            module.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What it hears.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms of shape (batch, samples).
+        wav_lens : torch.Tensor, optional
+            Lengths relative to the longest, of shape (batch,).
+
+        Returns
+        -------
+        torch.Tensor
+            Log-probabilities of shape (batch, time, vocabulary).
+        """
+        last = self.exits.exit_layers[-1]
+        (hidden,), frames = self.encoder(
+            wavs, wav_lens, layers=[last], normed=self.exits.normed_layers
+        )
+        return self.exits.read(hidden, frames, last).log_probs
+
+    def check_student(
+        self,
+        encoder: LayerwiseEncoder,
+        exits: CTCHeads,
+        tokenizer,
+        sample_rate: int,
+    ) -> None:
+        """Raise unless both say the same labels for the same frames.
+
+        Arguments
+        ---------
+        encoder : LayerwiseEncoder
+            The student's.
+        exits : CTCHeads
+            The student's.
+        tokenizer : SentencePieceProcessor
+            The student's.
+        sample_rate : int
+            The student's, in Hz.
+
+        Raises
+        ------
+        ValueError
+            With what differs, and what can be done.
+        """
+        figures = {
+            "sample_rate": (self.sample_rate, sample_rate),
+            "output_neurons": (self.exits.vocab_size, exits.vocab_size),
+            "blank_index": (self.exits.blank_index, exits.blank_index),
+        }
+        for key, (own, other) in figures.items():
+            if own != other:
+                raise ValueError(
+                    f"teacher: {self.name} has {key} {own}, the student "
+                    f"{other}: set {key} to {own}, or take another teacher."
+                )
+        own, other = (
+            [one.id_to_piece(label) for label in range(one.vocab_size())]
+            for one in (self.tokenizer, tokenizer)
+        )
+        if own != other:
+            pairs = enumerate(zip(own, other))
+            at = next((k for k, (a, b) in pairs if a != b), None)
+            told = f"{len(own)} labels, the student {len(other)}"
+            if at is not None:
+                told = f"{own[at]!r} as label {at}, the student {other[at]!r}"
+            raise ValueError(
+                f"teacher: {self.name} has {told}. Train both on the same "
+                "text with the same token_type and output_neurons, or take "
+                "another teacher."
+            )
+        # All the ways in which a second may be cut into frames.
+        samples = torch.arange(sample_rate, 2 * sample_rate)
+        own, other = (one.frames_of(samples) for one in (self.encoder, encoder))
+        if not torch.equal(own, other):
+            at = int((own != other).nonzero()[0])
+            raise ValueError(
+                f"teacher: {self.name} makes {int(own[at])} frames of "
+                f"{int(samples[at])} samples, the student {int(other[at])}: "
+                "take a teacher with the same front end and sub-sampling."
+            )
+
+
+def load_teacher(source: str | Path | None) -> FrozenTeacher | None:
+    """A teacher from the folder of a finished run.
+
+    Arguments
+    ---------
+    source : str or Path, optional
+        As for ``EarlyExitASR.from_hparams``; None gives none.
+
+    Returns
+    -------
+    FrozenTeacher
+        On the CPU; None without a source.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no finished run.
+    """
+    if source is None:
+        return None
+    try:
+        asr = EarlyExitASR.from_hparams(source, run_opts={"device": "cpu"})
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"teacher: {error}") from error
+    return FrozenTeacher(
+        asr.mods,
+        asr.hparams.tokenizer,
+        asr.hparams.sample_rate,
+        name=str(source),
+    )
