@@ -25,3 +25,11 @@ def trained(corpora, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     check(run(row, corpora, folder))
     return folder, row
+
+
+@pytest.fixture(scope="session")
+def teacher(corpora, trained):
+    """That training once more, where rows that learn from it look for it."""
+    folder = corpora / "teacher"
+    folder.symlink_to(trained[0])
+    return folder

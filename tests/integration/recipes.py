@@ -30,6 +30,11 @@ def trains(row):
     return "performance_check" in row["test_debug_checks"]
 
 
+def is_taught(row):
+    """Whether a row learns from a finished run."""
+    return any(flag.startswith("--teacher=") for flag in flags(row))
+
+
 def run(row, corpora, output_folder, *more, launcher=(sys.executable,)):
     """The recipe of a row, from the root of the project."""
     given = [*flags(row), f"--output_folder={output_folder}", *more]

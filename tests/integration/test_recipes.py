@@ -22,6 +22,7 @@ from tests.integration.recipes import (
     SPLITS,
     check,
     flags,
+    is_taught,
     name,
     run,
     trains,
@@ -38,6 +39,8 @@ def test_the_recipe_runs_from_end_to_end(row, request, tmp_path):
         tmp_path, _ = request.getfixturevalue("trained")
     else:
         corpora = request.getfixturevalue("corpora")
+        if is_taught(row):
+            request.getfixturevalue("teacher")
         check(run(row, corpora, tmp_path, *DEBUG))
     listed = re.search(r"file_exists=\[(.*?)\]", row["test_debug_checks"])[1]
     missing = [f for f in listed.split(",") if not (tmp_path / f).is_file()]

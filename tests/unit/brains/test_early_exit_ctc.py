@@ -8,7 +8,8 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 
 from speechbrain_ee.brains import EarlyExitCTC
 from speechbrain_ee.heads import CTCHeads
-from speechbrain_ee.objectives import ExitLossSum
+from speechbrain_ee.inference import FrozenTeacher
+from speechbrain_ee.objectives import ExitLossSum, PosteriorDistillation
 from tests.unit.encoders.backbones import NUM_LAYERS, build
 
 SAMPLES = {"a": 16000, "b": 9000, "c": 12000}
@@ -21,6 +22,7 @@ class Labels:
     def __init__(self, count):
         self.sp = self
         self.vocab_size = lambda: count
+        self.id_to_piece = "abcdefgh".__getitem__
         self.decode_ids = lambda ids: " ".join("abcde"[i] for i in ids)
 
 
@@ -36,6 +38,15 @@ def make_brain(exit_layers=(2, NUM_LAYERS), labels=5, **settings):
         hparams={"sample_rate": 16000},
         **settings,
     )
+
+
+def make_teacher(labels=5):
+    """Another model that says the same labels."""
+    torch.manual_seed(1)
+    encoder = build("conformer-RelPosMHAXL").encoder
+    exits = CTCHeads([NUM_LAYERS], encoder.output_size, vocab_size=5)
+    modules = {"encoder": encoder, "exits": exits}
+    return FrozenTeacher(modules, Labels(labels), 16000)
 
 
 def batch_of(*names):
@@ -154,6 +165,52 @@ def test_weights_of_the_exits_count():
     for one in (brain, last):
         one.modules.eval()
     assert loss_of(last, "a") < loss_of(brain, "a")
+
+
+def test_a_teacher_hears_the_waveforms_that_the_student_hears():
+    def louder(wavs, wav_lens):
+        """An augmentation."""
+        return 3 * wavs, wav_lens
+
+    louder.replicate_labels = lambda labels: labels
+    heard = []
+    teacher = make_teacher()
+    brain = make_brain(
+        objective=PosteriorDistillation("model"),
+        teacher=teacher,
+        wav_augment=louder,
+    )
+    brain.encoder.register_forward_pre_hook(lambda _, x: heard.append(x[0]))
+    teacher.encoder.register_forward_pre_hook(lambda _, x: heard.append(x[0]))
+    loss_of(brain, *"abc").backward()
+    wavs, _ = batch_of(*"abc").sig
+    assert torch.equal(heard[0], 3 * wavs) and heard[0] is heard[1]
+    for name, parameter in brain.modules.named_parameters():
+        assert parameter.grad is not None, name
+    assert all(p.grad is None for p in teacher.encoder.parameters())
+    own = {id(p) for p in brain.modules.parameters()}
+    assert own.isdisjoint(map(id, teacher.encoder.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"objective": PosteriorDistillation("model")}, "--teacher"),
+        ({"teacher": make_teacher}, "teacher_posteriors"),
+        (
+            {
+                "objective": PosteriorDistillation("model"),
+                "teacher": lambda: make_teacher(labels=4),
+            },
+            "has 4 labels, the student 5",
+        ),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_told_before_training(settings, told):
+    if "teacher" in settings:
+        settings = {**settings, "teacher": settings["teacher"]()}
+    with pytest.raises(ValueError, match=told):
+        make_brain(**settings)
 
 
 def test_a_loss_that_stays_nan_stops_training_and_says_what_to_do():
