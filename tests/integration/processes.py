@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""Train every model by every scheme for three steps, and keep what came of it.
+
+The global batches are the same however many processes share them, so that the
+parameters must be the same too. From the root of the project:
+
+> python -m tests.integration.processes FOLDER
+> torchrun --nproc_per_node=2 -m tests.integration.processes FOLDER
+
+Authors
+ * SpeechBrain-EE contributors 2026
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+import speechbrain as sb
+import torch
+from sentencepiece import SentencePieceProcessor
+from speechbrain.dataio.batch import PaddedBatch
+
+from speechbrain_ee.brains import EarlyExitCTC
+from speechbrain_ee.heads import CTCHeads
+from speechbrain_ee.inference import FrozenTeacher
+from tests.unit.encoders.backbones import NUM_LAYERS, build
+from tests.unit.inference.models import train_tokenizer
+from tests.unit.objectives.schemes import BLOCKS, make_objective
+
+STEPS = 3
+# Utterances of a global batch; other lengths in every process.
+SAMPLES = (16000, 9000, 12000, 14500)
+TEXTS = ("ABCDEF", "FEED", "A CAB", "CA FE")
+SAMPLE_RATE = 16000
+VOCABULARY = 12
+RUN_OPTS = {
+    "device": "cpu",
+    "distributed_backend": "gloo",
+    "noprogressbar": True,
+}
+
+
+def make_modules(backbone, exit_layers, seed):
+    """Encoder and CTC exits, always with the same random weights."""
+    encoder = build(backbone).encoder
+    torch.manual_seed(seed)
+    exits = CTCHeads(exit_layers, encoder.output_size, VOCABULARY)
+    return {"encoder": encoder, "exits": exits}
+
+
+def make_ctc(backbone, tokenizer, objective):
+    """A Brain that trains CTC exits, without dropout."""
+    teacher = None
+    if getattr(objective, "needs_teacher", False):
+        teacher = FrozenTeacher(
+            make_modules(backbone, [NUM_LAYERS - 1], seed=1),
+            tokenizer,
+            SAMPLE_RATE,
+        )
+    modules = make_modules(backbone, [1, 2, NUM_LAYERS], seed=0)
+    for module in modules.values():
+        remove_dropout(module)
+    return EarlyExitCTC(
+        tokenizer=SimpleNamespace(sp=tokenizer),
+        objective=objective,
+        teacher=teacher,
+        modules=modules,
+        # Not Adam: where a gradient is next to zero, it makes steps of the same
+        # size out of differences in rounding.
+        opt_class=partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+        hparams={"sample_rate": SAMPLE_RATE},
+        run_opts=RUN_OPTS,
+    )
+
+
+MODELS = {
+    "conformer_ctc": partial(make_ctc, "conformer-RelPosMHAXL"),
+    "wav2vec2_ctc": partial(make_ctc, "wav2vec2-base"),
+}
+CASES = [(model, scheme) for model in MODELS for scheme in sorted(BLOCKS)]
+
+
+def remove_dropout(module):
+    """Set all dropout to 0."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.modules.dropout._DropoutNd):
+            part.p = 0.0
+        elif isinstance(getattr(part, "dropout", None), float):
+            part.dropout = 0.0
+
+
+def make_batches(tokenizer, rank, processes):
+    """The share of a process in the global batches."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for step in range(STEPS):
+        utterances = [
+            {
+                "id": f"{step}-{row}",
+                "sig": torch.randn(samples, generator=generator),
+                "tokens": torch.tensor(tokenizer.encode_as_ids(text)),
+                "wrd": text,
+            }
+            for row, (samples, text) in enumerate(zip(SAMPLES, TEXTS))
+        ]
+        batches.append(PaddedBatch(utterances[rank::processes]))
+    return batches
+
+
+def parameters_of(brain):
+    """A copy of them; names as without DDP."""
+    return {
+        f"{key}.{name}": parameter.detach().clone()
+        for key in ("encoder", "exits")
+        for name, parameter in getattr(brain, key).named_parameters()
+    }
+
+
+def train(model, scheme, tokenizer, rank, processes):
+    """Three steps of one model by one scheme.
+
+    Returns
+    -------
+    dict
+        Its parameters ``before`` and ``after``, by name.
+    """
+    brain = MODELS[model](tokenizer, make_objective(scheme))
+    assert not brain.find_unused_parameters
+    batches = make_batches(tokenizer, rank, processes)
+    brain.modules.train()
+    with torch.no_grad():
+        once, again = (
+            brain.compute_forward(batches[0], sb.Stage.TRAIN)[0]
+            for _ in range(2)
+        )
+    assert torch.equal(once, again), "something is random"
+    before = parameters_of(brain)
+    loader = torch.utils.data.DataLoader(
+        batches, batch_size=None, collate_fn=lambda batch: batch
+    )
+    brain.fit(range(1), loader)
+    assert brain.optimizer_step == STEPS
+    wrapped = isinstance(
+        brain.modules.encoder, torch.nn.parallel.DistributedDataParallel
+    )
+    assert wrapped == (processes > 1)
+    return {"before": before, "after": parameters_of(brain)}
+
+
+def main(folder):
+    """Train all cases, and save them as this process has them."""
+    rank = int(os.environ.get("RANK", 0))
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    sb.utils.distributed.ddp_init_group(RUN_OPTS)
+    with TemporaryDirectory() as own:
+        train_tokenizer(Path(own) / "char.model")
+        tokenizer = SentencePieceProcessor(str(Path(own) / "char.model"))
+    done = {case: train(*case, tokenizer, rank, processes) for case in CASES}
+    torch.save(done, Path(folder) / f"{rank}_of_{processes}.pt")
+    if processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
