@@ -61,7 +61,6 @@ def scheme(objective, seed=1234):
     return [
         f"--seed={seed}",
         f"--objective={objective}",
-        "--scores=[entropy, hypothesis_posterior]",
         *teacher,
     ]
 
