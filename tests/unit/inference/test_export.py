@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers
 from ruamel.yaml import YAML
-from speechbrain.processing.features import InputNormalization
 
 from speechbrain_ee.exits import Threshold
 from speechbrain_ee.inference import EarlyExitASR
@@ -94,7 +93,7 @@ def test_what_is_shared_stays_shared(tmp_path):
 
 def test_without_global_statistics_no_file_holds_them(tmp_path):
     run = make_run(tmp_path / "run", norm_type="sentence")
-    run.export(tmp_path / "model", normalizer=run.hparams["normalize"])
+    run.export(tmp_path / "model")
     assert "normalizer.ckpt" not in names(tmp_path / "model")
     text = (tmp_path / "model" / "inference.yaml").read_text()
     assert "normalizer" not in text
@@ -103,7 +102,7 @@ def test_without_global_statistics_no_file_holds_them(tmp_path):
 
 
 def test_global_statistics_travel(run, tmp_path):
-    run.export(tmp_path / "model", normalizer=run.hparams["normalize"])
+    run.export(tmp_path / "model")
     asr = EarlyExitASR.from_hparams(tmp_path / "model", run_opts=CPU)
     ours, theirs = asr.mods.normalizer, run.hparams["normalize"]
     assert ours.count == theirs.count > 0
@@ -115,11 +114,6 @@ def test_a_normaliser_that_has_seen_nothing_is_refused(run, tmp_path):
     run.hparams["normalize"].count = 0
     with pytest.raises(ValueError, match="statistics are empty"):
         run.export(tmp_path / "model")
-
-
-def test_a_normaliser_of_another_encoder_is_refused(run, tmp_path):
-    with pytest.raises(ValueError, match="does not use this one"):
-        run.export(tmp_path / "model", normalizer=InputNormalization())
 
 
 @pytest.mark.parametrize("do_normalize", [False, True])
