@@ -6,11 +6,14 @@ Authors
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from speechbrain.utils.logger import get_logger
-from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer
+from transformers import AutoModelForCTC
+from transformers.utils import cached_file
 
 from speechbrain_ee.encoders.huggingface import (
     HuggingFaceEncoder,
@@ -22,6 +25,12 @@ logger = get_logger(__name__)
 
 WORD_BOUNDARY = "\u2581"  # as SentencePiece writes it
 UNKNOWN = "<unk>"
+# Ours, and what others write for it.
+_SAME_LABELS = (
+    (WORD_BOUNDARY, "|"),
+    (WORD_BOUNDARY, " "),
+    (UNKNOWN, "[UNK]"),
+)
 
 # What makes the same weights compute something else, or not fit.
 _ARCHITECTURE = (
@@ -209,21 +218,21 @@ def _check_waveforms(encoder, source, save_path):
 def _known_labels(source, save_path) -> dict[str, int]:
     """Our name of every label of a model, and its row."""
     try:
-        theirs = Wav2Vec2CTCTokenizer.from_pretrained(
-            source, cache_dir=save_path
-        )
-    except (OSError, TypeError, ValueError) as error:
+        file = cached_file(source, "vocab.json", cache_dir=save_path)
+    except OSError as error:
         raise FileNotFoundError(
-            f"ctc_source: {source!r} has no vocab.json that can be read, which "
-            "says what its labels are. Copy it from where the model is from."
+            f"ctc_source: {source!r} has no vocab.json, which says what its "
+            "labels are. Copy it from where the model is from."
         ) from error
-    known = dict(theirs.encoder)
-    for name, given in (
-        (WORD_BOUNDARY, theirs.word_delimiter_token),
-        (UNKNOWN, theirs.unk_token),
-    ):
-        if given in known:
-            known[name] = known[given]
+    known = json.loads(Path(file).read_text(encoding="utf-8"))
+    if not all(isinstance(row, int) for row in known.values()):
+        raise ValueError(
+            f"ctc_source: vocab.json of {source!r} is no table of labels and "
+            "rows, such as that of a model of one language."
+        )
+    for ours, theirs in _SAME_LABELS:
+        if theirs in known:
+            known.setdefault(ours, known[theirs])
     return known
 
 
