@@ -154,6 +154,23 @@ def test_a_pretrained_model_needs_its_source_no_more(tmp_path, do_normalize):
     assert all(map(torch.equal, ours, theirs))
 
 
+def test_the_yaml_says_in_numbers_what_was_asked_of_the_encoder(tmp_path):
+    template = HUGGING_FACE.replace("input_size: 16", "input_size: !ref <size>")
+    template = template.replace("<size>", "<encoder.output_size>")
+    template = template.replace(
+        "    config:\n        num_hidden_layers: !ref <num_layers>",
+        "    num_layers: !ref <num_layers>\n    config:",
+    )
+    run = make_run(tmp_path / "run", "wav2vec2", template=template)
+    run.export(tmp_path / "model")
+    tree = load(tmp_path / "model" / "inference.yaml")
+    assert tree["exits"]["input_size"] == 16
+    assert tree["encoder"]["config"]["num_hidden_layers"] == 4
+    assert "num_layers" not in tree["encoder"]
+    asr = EarlyExitASR.from_hparams(tmp_path / "model", run_opts=CPU)
+    assert asr.mods.encoder.num_layers == 4
+
+
 def test_the_name_on_the_hub_is_kept_as_a_comment(tmp_path):
     run = make_run(tmp_path / "run", "hubert")
     text = run.hparams_file.read_text()
