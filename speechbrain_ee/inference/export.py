@@ -444,7 +444,7 @@ def _describe_model(node: CommentedMap, encoder) -> None:
     node["config"] = CommentedMap(
         {"num_hidden_layers": encoder.num_layers, **changed}
     )
-    for key in ("num_layers", "save_path"):
+    for key in ("apply_spec_augment", "num_layers", "save_path"):
         node.pop(key, None)
     if source != config.model_type and not os.path.isdir(source):
         node.yaml_add_eol_comment(f"was {source}", "source")

@@ -159,14 +159,15 @@ def test_the_yaml_says_in_numbers_what_was_asked_of_the_encoder(tmp_path):
     template = template.replace("<size>", "<encoder.output_size>")
     template = template.replace(
         "    config:\n        num_hidden_layers: !ref <num_layers>",
-        "    num_layers: !ref <num_layers>\n    config:",
+        "    num_layers: !ref <num_layers>\n    apply_spec_augment: True\n"
+        "    config:",
     )
     run = make_run(tmp_path / "run", "wav2vec2", template=template)
     run.export(tmp_path / "model")
     tree = load(tmp_path / "model" / "inference.yaml")
     assert tree["exits"]["input_size"] == 16
     assert tree["encoder"]["config"]["num_hidden_layers"] == 4
-    assert "num_layers" not in tree["encoder"]
+    assert {"num_layers", "apply_spec_augment"}.isdisjoint(tree["encoder"])
     asr = EarlyExitASR.from_hparams(tmp_path / "model", run_opts=CPU)
     assert asr.mods.encoder.num_layers == 4
 
