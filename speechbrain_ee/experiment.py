@@ -147,7 +147,6 @@ def evaluate_and_export(
     calibrate: Mapping,
     groups: Mapping[str, str],
     loader_kwargs: Mapping,
-    normalizer=None,
 ) -> Path:
     """Evaluate a trained model, and write its reports and ``inference.yaml``.
 
@@ -172,8 +171,6 @@ def evaluate_and_export(
         Grouping columns of the traces, by the column of the CSV.
     loader_kwargs : mapping
         Of the data loaders.
-    normalizer : InputNormalization, optional
-        That of the encoder.
 
     Returns
     -------
@@ -204,7 +201,6 @@ def evaluate_and_export(
             "encoder": brain.encoder,
             "exits": brain.exits,
             "tokenizer_model": brain.tokenizer.prefix_model_file + ".model",
-            "normalizer": normalizer,
             "selector": next(iter(chosen.values()), None),
         },
     )

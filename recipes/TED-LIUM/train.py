@@ -114,5 +114,4 @@ if __name__ == "__main__":
         calibrate=hparams["calibrate"],
         groups=hparams["groups"],
         loader_kwargs=hparams["test_dataloader_opts"],
-        normalizer=hparams["normalize"],
     )

@@ -35,6 +35,8 @@ _SETTINGS = (
     "train_splits",
     "number_of_epochs",
     "lr",
+    "lr_encoder",
+    "ctc_source",
 )
 
 

@@ -18,6 +18,7 @@ from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
+from speechbrain.utils.optimizers import rm_vector_weight_decay
 from tqdm.auto import tqdm
 
 from speechbrain_ee.analysis.loops import loop_row
@@ -62,6 +63,15 @@ class EarlyExitCTC(sb.Brain):
         that the student hears.
     lr_annealing : callable, optional
         As ``speechbrain.nnet.schedulers.NoamScheduler``; called every update.
+    encoder_opt_class : callable, optional
+        As ``opt_class``, for the encoder alone: it is then trained at a rate
+        of its own, and ``opt_class`` trains the rest. Each of the two clips
+        its own gradients.
+    encoder_lr_annealing : callable, optional
+        As ``lr_annealing``, for the encoder's optimiser.
+    ctc_source : str, optional
+        A plain CTC model in Hugging Face format that encoder and exits start
+        from, see ``speechbrain_ee.heads.pretrained.start_from_ctc``.
     wav_augment : torch.nn.Module, optional
         As ``speechbrain.augment.augmenter.Augmenter``.
     train_logger : TrainLogger, optional
@@ -83,6 +93,9 @@ class EarlyExitCTC(sb.Brain):
         objective=None,
         teacher=None,
         lr_annealing=None,
+        encoder_opt_class=None,
+        encoder_lr_annealing=None,
+        ctc_source: str | None = None,
         wav_augment=None,
         train_logger=None,
         error_rate_computer=ErrorRateStats,
@@ -93,6 +106,8 @@ class EarlyExitCTC(sb.Brain):
         super().__init__(**kwargs)
         self.tokenizer = tokenizer
         self.lr_annealing = lr_annealing
+        self.encoder_opt_class = encoder_opt_class
+        self.encoder_lr_annealing = encoder_lr_annealing
         self.wav_augment = wav_augment
         self.train_logger = train_logger
         self.error_rate_computer = error_rate_computer
@@ -115,8 +130,23 @@ class EarlyExitCTC(sb.Brain):
                 f"select_by: {select_by!r} is none of {', '.join(figures)}."
             )
         self.select_by = select_by
+        if encoder_lr_annealing is not None and encoder_opt_class is None:
+            raise ValueError(
+                "encoder_lr_annealing: it sets the rate of the encoder's own "
+                "optimiser; give encoder_opt_class too."
+            )
+        if ctc_source is not None:
+            self._start_from(ctc_source)
         freeze_unread(self.encoder, self.exit_layers)
         self._prepare_teacher()
+
+    def _start_from(self, source):
+        """Weights of a plain CTC model, its labels in our order."""
+        # Here, as only Hugging Face encoders need transformers.
+        from speechbrain_ee.heads.pretrained import start_from_ctc
+
+        pieces = [self.tokenizer.sp.id_to_piece(k) for k in range(self.labels)]
+        start_from_ctc(self.encoder, self.exits, source, pieces)
 
     def compute_forward(self, batch, stage):
         """Log-probabilities of every exit.
@@ -224,10 +254,47 @@ class EarlyExitCTC(sb.Brain):
             self.train_sampler = loader_kwargs.get("batch_sampler")
         return loader
 
+    def init_optimizers(self):
+        """One optimiser, or one for the encoder and one for the rest."""
+        if self.encoder_opt_class is None:
+            super().init_optimizers()
+            return
+        encoder, rest = self.encoder, torch.nn.ModuleDict(self.modules)
+        del rest["encoder"]
+        if self.remove_vector_weight_decay:
+            parameters = map(rm_vector_weight_decay, (encoder, rest))
+        else:
+            parameters = (encoder.parameters(), rest.parameters())
+        of_encoder, of_rest = parameters
+        self.encoder_optimizer = self.encoder_opt_class(of_encoder)
+        self.optimizer = self.opt_class(of_rest)
+        self.optimizers_dict = {
+            "opt_class": self.optimizer,
+            "encoder_opt_class": self.encoder_optimizer,
+        }
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverables(
+                {
+                    "optimizer": self.optimizer,
+                    "encoder_optimizer": self.encoder_optimizer,
+                }
+            )
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each optimiser, by its key in recipes."""
+        rates = {"lr": self.optimizer.param_groups[0]["lr"]}
+        if self.encoder_opt_class is not None:
+            group = self.encoder_optimizer.param_groups[0]
+            rates["lr_encoder"] = group["lr"]
+        return rates
+
     def on_fit_batch_start(self, batch, should_step):
-        """Set the learning rate, also that of the first step."""
+        """Set the learning rates, also those of the first step."""
         if should_step and self.lr_annealing is not None:
             self.lr_annealing(self.optimizer)
+        if should_step and self.encoder_lr_annealing is not None:
+            self.encoder_lr_annealing(self.encoder_optimizer)
 
     def on_stage_start(self, stage, epoch=None):
         """Fresh error counts."""
@@ -251,7 +318,7 @@ class EarlyExitCTC(sb.Brain):
             self.log({"stage": "test"}, test_stats=stats)
             return
         self.log(
-            {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]},
+            {"epoch": epoch, **self.rates},
             train_stats={"loss": self.train_loss},
             valid_stats=stats,
         )
@@ -267,11 +334,13 @@ class EarlyExitCTC(sb.Brain):
         try:
             super().check_loss_isfinite(loss)
         except ValueError as error:
+            rates = " and ".join(
+                f"{key} (now {rate:.2g})" for key, rate in self.rates.items()
+            )
             raise ValueError(
                 f"The loss is {loss.item()} at optimiser step "
                 f"{self.optimizer_step}, and was not finite "
-                f"{self.nonfinite_count} times. Lower lr (now "
-                f"{self.optimizer.param_groups[0]['lr']:.2g}), raise "
+                f"{self.nonfinite_count} times. Lower {rates}, raise "
                 "warmup_steps, or set --max_grad_norm lower; under "
                 "--precision=fp16 try bf16 or fp32. The last checkpoint is "
                 "kept: the same command goes on from it."

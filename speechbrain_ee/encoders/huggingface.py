@@ -64,7 +64,10 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         Whether each waveform is brought to zero mean and unit variance
         (default: what the pretrained model's preprocessor says; else True).
     apply_spec_augment : bool
-        Whether states are masked before the first layer in training.
+        Whether states are masked before the first layer in training. A batch
+        shorter than one mask goes without.
+    num_layers : int, optional
+        Keep only the first layers, so many (default: all).
     config : dict, optional
         Entries of the model configuration to set, e.g. ``num_hidden_layers``.
 
@@ -88,6 +91,7 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         freeze_feature_extractor: bool = True,
         normalize_wav: bool | None = None,
         apply_spec_augment: bool = False,
+        num_layers: int | None = None,
         config: dict | None = None,
     ):
         super().__init__()
@@ -96,11 +100,13 @@ class HuggingFaceEncoder(LayerwiseEncoder):
             "apply_spec_augment": apply_spec_augment,
             **(config or {}),
         }
+        if num_layers is not None:
+            settings["num_hidden_layers"] = num_layers
         model_config = _load_config(source, pretrained, save_path, settings)
         if pretrained:
             self.model = _load_weights(source, model_config, save_path)
             if normalize_wav is None:
-                normalize_wav = _preprocessor_normalizes(source, save_path)
+                normalize_wav = preprocessor_normalizes(source, save_path)
         else:
             self.model = AutoModel.from_config(model_config)
         self.normalize_wav = normalize_wav is not False
@@ -142,9 +148,7 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         if isinstance(hidden, tuple):  # with the un-projected features
             hidden = hidden[0]
         mask = padding_mask(hidden, frames)
-        hidden = self.model._mask_hidden_states(
-            hidden, attention_mask=(~mask).long()
-        )
+        hidden = self._mask_spans(hidden, mask)
         encoder = self.model.encoder
         # Zeroed at the convolution itself: HuBERT may have a batch norm there.
         with real_frames_only([encoder.pos_conv_embed.conv], frames, mask):
@@ -154,6 +158,18 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         hidden = encoder.dropout(hidden)
         return EncoderState(
             hidden, frames, context=self.make_context(hidden, frames)
+        )
+
+    def _mask_spans(self, hidden, mask):
+        """SpecAugment, which the stock model refuses for short batches."""
+        config = self.model.config
+        masks = config.apply_spec_augment and config.mask_time_prob > 0
+        short = hidden.shape[1] < config.mask_time_length
+        if self.training and masks and short:
+            # Read all the same: DDP waits for unused parameters.
+            return hidden + 0 * self.model.masked_spec_embed.sum()
+        return self.model._mask_hidden_states(
+            hidden, attention_mask=(~mask).long()
         )
 
     def _extract_features(self, wavs, samples):
@@ -247,8 +263,35 @@ def _load_weights(source, config, save_path):
     return model
 
 
-def _preprocessor_normalizes(source, save_path) -> bool:
-    """Whether the model was trained on normalised waveforms."""
+def preprocessor_normalizes(source: str, save_path: str | None = None) -> bool:
+    """Whether a model was trained on normalised waveforms.
+
+    Arguments
+    ---------
+    source : str
+        Its hub name or local folder.
+    save_path : str, optional
+        Where downloads are kept (default: Hugging Face's own cache).
+
+    Returns
+    -------
+    bool
+        What its preprocessor says.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it has none.
+
+    Example
+    -------
+    >>> from transformers import Wav2Vec2FeatureExtractor
+    >>> folder = str(getfixture("tmp_path"))
+    >>> extractor = Wav2Vec2FeatureExtractor(do_normalize=False)
+    >>> _ = extractor.save_pretrained(folder)
+    >>> preprocessor_normalizes(folder)
+    False
+    """
     try:
         return AutoFeatureExtractor.from_pretrained(
             source, cache_dir=save_path

@@ -80,7 +80,6 @@ def write_inference(
     encoder: LayerwiseEncoder,
     exits: CTCHeads,
     tokenizer_model: str | Path,
-    normalizer: InputNormalization | None = None,
     selector: str | Mapping | None = None,
 ) -> Path:
     """Write a trained model for ``EarlyExitASR``.
@@ -103,8 +102,6 @@ def write_inference(
         Trained, unwrapped.
     tokenizer_model : str or Path
         The SentencePiece model.
-    normalizer : InputNormalization, optional
-        That of the encoder; found there unless given.
     selector : str or Mapping, optional
         What ``get_selector`` takes, except an object; nobody leaves early
         unless given.
@@ -159,7 +156,7 @@ def write_inference(
     nodes = _nodes_of_model(hparams_file, encoder)
     parts = dict(_PARTS)
     weights = {"encoder": encoder.state_dict(), "exits": exits.state_dict()}
-    statistics = _statistics(encoder, normalizer)
+    statistics = _statistics(encoder)
     if statistics is None:
         del parts["normalizer"]
     else:
@@ -366,14 +363,9 @@ def _plain(value):
     )
 
 
-def _statistics(encoder, normalizer) -> dict | None:
+def _statistics(encoder) -> dict | None:
     """What the encoder's normaliser has seen, if that matters."""
     own = encoder.normalize if isinstance(encoder, SpeechBrainEncoder) else None
-    if normalizer is not None and normalizer is not own:
-        raise ValueError(
-            "normalizer: the encoder does not use this one. Give the one that "
-            "stands as normalize in the encoder, or none."
-        )
     if not isinstance(own, InputNormalization) or own.norm_type != "global":
         return None
     if not own.count:
@@ -405,6 +397,8 @@ def _nodes_of_model(hparams_file, encoder) -> CommentedMap:
             raise ValueError(
                 f"{hparams_file}: write the arguments of {key} by name."
             )
+    # As a number: it may have been asked of the encoder.
+    nodes["exits"]["input_size"] = encoder.output_size
     if isinstance(encoder, SpeechBrainEncoder):
         nodes["encoder"].pop("augment", None)
     else:
@@ -450,7 +444,8 @@ def _describe_model(node: CommentedMap, encoder) -> None:
     node["config"] = CommentedMap(
         {"num_hidden_layers": encoder.num_layers, **changed}
     )
-    node.pop("save_path", None)
+    for key in ("apply_spec_augment", "num_layers", "save_path"):
+        node.pop(key, None)
     if source != config.model_type and not os.path.isdir(source):
         node.yaml_add_eol_comment(f"was {source}", "source")
 

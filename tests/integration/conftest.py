@@ -6,12 +6,27 @@ from speechbrain_ee.corpora.librispeech import make_librispeech
 from speechbrain_ee.corpora.tedlium import make_tedlium
 from speechbrain_ee.corpora.voxpopuli import make_voxpopuli
 from tests.integration.recipes import ROWS, SPLITS, check, run, trains
+from tests.unit.encoders.backbones import save_pretrained
 
 
 @pytest.fixture(scope="session")
-def corpora(tmp_path_factory):
-    """A folder with a small corpus of every dataset, in its real layout."""
+def models(tmp_path_factory):
+    """A folder whose ``models`` are small ones in Hugging Face format."""
     folder = tmp_path_factory.mktemp("corpora")
+    for kind in ("wav2vec2", "hubert", "wavlm"):
+        path = folder / "models" / kind
+        save_pretrained(path, kind, num_hidden_layers=4)
+    # In the order of most models for English.
+    vocab = ["<pad>", "<s>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+    path = folder / "models" / "wav2vec2-ctc"
+    save_pretrained(path, "wav2vec2", vocab, num_hidden_layers=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpora(models):
+    """The same with a small corpus of every dataset, in its real layout."""
+    folder = models
     make_librispeech(folder / "LibriSpeech", SPLITS)
     make_tedlium(folder / "TEDLIUM_release-3", SPLITS)
     make_voxpopuli(folder / "VoxPopuli", SPLITS)

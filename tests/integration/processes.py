@@ -79,6 +79,8 @@ def make_ctc(backbone, tokenizer, objective):
 MODELS = {
     "conformer_ctc": partial(make_ctc, "conformer-RelPosMHAXL"),
     "wav2vec2_ctc": partial(make_ctc, "wav2vec2-base"),
+    "wavlm_ctc": partial(make_ctc, "wavlm-base"),
+    "hubert_ctc": partial(make_ctc, "hubert-base"),
 }
 CASES = [(model, scheme) for model in MODELS for scheme in sorted(BLOCKS)]
 

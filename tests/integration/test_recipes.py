@@ -156,9 +156,33 @@ def test_the_model_has_the_size_it_should(hparam_file, millions, tmp_path):
     assert count / 1e6 == pytest.approx(millions, abs=0.01)
 
 
+@pytest.mark.parametrize("encoder", ["wav2vec2", "wavlm", "hubert"])
+@pytest.mark.parametrize("layers", [None, 6])
+def test_the_pretrained_models_have_the_papers_size(encoder, layers, tmp_path):
+    yaml = f"{encoder}_ctc_{'single' if layers else 'ee'}.yaml"
+    settings = {"data_folder": "", "output_folder": str(tmp_path)}
+    settings |= {"source": encoder, "pretrained": False}
+    if layers:
+        settings["num_layers"] = layers
+    hparams_file = ROOT / "recipes" / "LibriSpeech" / "hparams" / yaml
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, settings)
+    count = sum(
+        p.numel()
+        for module in hparams["modules"].values()
+        for p in module.parameters()
+    )
+    # Paper: 94.0 and, WavLM, 94.7. A layer of width 768 has 7.09.
+    expected = 94.4 - 7.09 * (12 - layers) if layers else 94.4
+    assert count / 1e6 == pytest.approx(expected, rel=0.03)
+    assert hparams["exits"].vocab_size == 32
+    assert hparams["encoder"].model.config.layerdrop == 0
+
+
 @pytest.mark.parametrize("row", ROWS, ids=name)
-def test_the_modules_that_run_are_those_that_are_saved(row, tmp_path):
+def test_the_modules_that_run_are_those_that_are_saved(row, models, tmp_path):
     given = [*flags(row), f"--output_folder={tmp_path}"]
+    given = [one.replace("tests/tmp", str(models)) for one in given]
     hparams_file, _, text = sb.parse_arguments([row["Hparam_file"], *given])
     text = resolve_overrides(ROOT / hparams_file, text, ROOT / "hparams")
     with open(ROOT / hparams_file, encoding="utf-8") as file:
@@ -166,9 +190,14 @@ def test_the_modules_that_run_are_those_that_are_saved(row, tmp_path):
     saved = hparams["checkpointer"].recoverables
     for key in ("encoder", "exits"):
         assert saved[key] is hparams["modules"][key] is hparams[key]
-    assert hparams["encoder"].transformer is hparams["Transformer"]
-    assert hparams["encoder"].normalize is hparams["modules"]["normalize"]
-    assert hparams["encoder"].compute_features is hparams["compute_features"]
+    if "Transformer" in hparams:
+        encoder = hparams["encoder"]
+        assert encoder.transformer is hparams["Transformer"]
+        assert encoder.normalize is hparams["modules"]["normalize"]
+        assert encoder.compute_features is hparams["compute_features"]
+    else:
+        schedules = (saved["scheduler"], saved["encoder_scheduler"])
+        assert schedules[0] is not schedules[1]
 
 
 def test_every_yaml_is_listed():

@@ -1,9 +1,11 @@
 """Small random encoders of every kind, each with its stock model's answer."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import transformers
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
@@ -115,6 +117,44 @@ def huggingface_backbone(model_type, stable=False, **config):
         return [*hidden, output]
 
     return Backbone(encoder.eval(), stock_states)
+
+
+# A configuration of few parameters.
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+def save_pretrained(
+    folder, model_type, vocab=None, do_normalize=True, **config
+):
+    """A small random model in the format that the hub gives.
+
+    It is one with a CTC head where there is a vocabulary, of which entry 0 is
+    the blank.
+    """
+    settings = {**SMALL, **config}
+    if vocab is None:
+        made = transformers.AutoModel
+    else:
+        made = transformers.AutoModelForCTC
+        settings |= {"vocab_size": len(vocab), "pad_token_id": 0}
+        rows = {label: row for row, label in enumerate(vocab)}
+        folder.mkdir(exist_ok=True)
+        (folder / "vocab.json").write_text(json.dumps(rows))
+    config = transformers.CONFIG_MAPPING[model_type](**settings)
+    model = made.from_config(config)
+    model.save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(
+        do_normalize=do_normalize
+    ).save_pretrained(folder)
+    return model.eval()
 
 
 BACKBONES = {

@@ -7,34 +7,14 @@ import torch
 import transformers
 
 from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
-
-SMALL = {
-    "num_hidden_layers": 2,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "conv_dim": [8] * 7,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-}
-
-
-def save_pretrained(folder, model_type, do_normalize=True):
-    """A small model in the format that the hub gives."""
-    config = transformers.CONFIG_MAPPING[model_type](**SMALL)
-    model = transformers.AutoModel.from_config(config)
-    model.save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(
-        do_normalize=do_normalize
-    ).save_pretrained(folder)
-    return model.eval()
+from tests.unit.encoders.backbones import SMALL, save_pretrained
 
 
 @pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm"])
 @pytest.mark.parametrize("do_normalize", [False, True])
 @torch.no_grad()
 def test_a_local_folder_gives_its_weights(tmp_path, model_type, do_normalize):
-    model = save_pretrained(tmp_path, model_type, do_normalize)
+    model = save_pretrained(tmp_path, model_type, do_normalize=do_normalize)
     encoder = HuggingFaceEncoder(str(tmp_path)).eval()
     wav = 3 + 0.1 * torch.randn(8000)
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
@@ -137,3 +117,49 @@ def test_spec_augment_masks_in_training_only():
     assert torch.equal(clean, encoder.begin(wavs).hidden)
     encoder.train()
     assert not torch.equal(clean, encoder.begin(wavs).hidden)
+
+
+@pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm"])
+@torch.no_grad()
+def test_the_first_layers_alone_say_what_they_say_in_the_whole(
+    tmp_path, model_type
+):
+    save_pretrained(tmp_path, model_type, num_hidden_layers=4)
+    whole = HuggingFaceEncoder(str(tmp_path)).eval()
+    first = HuggingFaceEncoder(str(tmp_path), num_layers=3).eval()
+    assert (whole.num_layers, first.num_layers) == (4, 3)
+    wavs = torch.randn(1, 8000)
+    (ours,), _ = first(wavs, layers=[3])
+    (theirs,), _ = whole(wavs, layers=[3])
+    assert torch.equal(ours, theirs)
+
+
+def test_more_layers_than_there_are_are_refused(tmp_path):
+    save_pretrained(tmp_path, "wav2vec2")
+    with pytest.raises(ValueError, match="no weights"):
+        HuggingFaceEncoder(str(tmp_path), num_layers=3)
+
+
+def test_a_batch_shorter_than_a_mask_goes_without_and_reads_all_parameters():
+    encoder = HuggingFaceEncoder(
+        "wavlm",
+        pretrained=False,
+        apply_spec_augment=True,
+        config={**SMALL, "mask_time_length": 10},
+    ).train()
+    for samples in (1600, 8000):  # 4 and 24 frames
+        encoder.zero_grad()
+        (hidden,), _ = encoder(torch.randn(2, samples), layers=[2])
+        hidden.sum().backward()
+        assert all(
+            p.grad is not None for p in encoder.parameters() if p.requires_grad
+        )
+
+
+@pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm"])
+def test_the_base_configuration_has_the_size_of_the_base_models(model_type):
+    with torch.device("meta"):
+        encoder = HuggingFaceEncoder(model_type, pretrained=False)
+    count = sum(p.numel() for p in encoder.parameters())
+    assert count / 1e6 == pytest.approx(94.4, rel=0.03)
+    assert encoder.num_layers == 12 and encoder.output_size == 768

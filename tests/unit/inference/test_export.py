@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers
 from ruamel.yaml import YAML
-from speechbrain.processing.features import InputNormalization
 
 from speechbrain_ee.exits import Threshold
 from speechbrain_ee.inference import EarlyExitASR
@@ -94,7 +93,7 @@ def test_what_is_shared_stays_shared(tmp_path):
 
 def test_without_global_statistics_no_file_holds_them(tmp_path):
     run = make_run(tmp_path / "run", norm_type="sentence")
-    run.export(tmp_path / "model", normalizer=run.hparams["normalize"])
+    run.export(tmp_path / "model")
     assert "normalizer.ckpt" not in names(tmp_path / "model")
     text = (tmp_path / "model" / "inference.yaml").read_text()
     assert "normalizer" not in text
@@ -103,7 +102,7 @@ def test_without_global_statistics_no_file_holds_them(tmp_path):
 
 
 def test_global_statistics_travel(run, tmp_path):
-    run.export(tmp_path / "model", normalizer=run.hparams["normalize"])
+    run.export(tmp_path / "model")
     asr = EarlyExitASR.from_hparams(tmp_path / "model", run_opts=CPU)
     ours, theirs = asr.mods.normalizer, run.hparams["normalize"]
     assert ours.count == theirs.count > 0
@@ -115,11 +114,6 @@ def test_a_normaliser_that_has_seen_nothing_is_refused(run, tmp_path):
     run.hparams["normalize"].count = 0
     with pytest.raises(ValueError, match="statistics are empty"):
         run.export(tmp_path / "model")
-
-
-def test_a_normaliser_of_another_encoder_is_refused(run, tmp_path):
-    with pytest.raises(ValueError, match="does not use this one"):
-        run.export(tmp_path / "model", normalizer=InputNormalization())
 
 
 @pytest.mark.parametrize("do_normalize", [False, True])
@@ -158,6 +152,24 @@ def test_a_pretrained_model_needs_its_source_no_more(tmp_path, do_normalize):
     ours, _ = asr.mods.encoder(1 + wavs, wav_lens)
     theirs, _ = run.modules[0](1 + wavs, wav_lens)
     assert all(map(torch.equal, ours, theirs))
+
+
+def test_the_yaml_says_in_numbers_what_was_asked_of_the_encoder(tmp_path):
+    template = HUGGING_FACE.replace("input_size: 16", "input_size: !ref <size>")
+    template = template.replace("<size>", "<encoder.output_size>")
+    template = template.replace(
+        "    config:\n        num_hidden_layers: !ref <num_layers>",
+        "    num_layers: !ref <num_layers>\n    apply_spec_augment: True\n"
+        "    config:",
+    )
+    run = make_run(tmp_path / "run", "wav2vec2", template=template)
+    run.export(tmp_path / "model")
+    tree = load(tmp_path / "model" / "inference.yaml")
+    assert tree["exits"]["input_size"] == 16
+    assert tree["encoder"]["config"]["num_hidden_layers"] == 4
+    assert {"num_layers", "apply_spec_augment"}.isdisjoint(tree["encoder"])
+    asr = EarlyExitASR.from_hparams(tmp_path / "model", run_opts=CPU)
+    assert asr.mods.encoder.num_layers == 4
 
 
 def test_the_name_on_the_hub_is_kept_as_a_comment(tmp_path):
