@@ -3,7 +3,8 @@
 A block is a small YAML file that holds the value of one key, such as
 ``hparams/selectors/patience.yaml`` for the key ``selectors``; so
 ``python train.py hparams/x.yaml --selectors patience`` swaps the exit selectors
-without editing a file. Blocks refer to nothing outside themselves.
+without editing a file. A block that stands elsewhere is named by its path,
+ending in ``.yaml``. Blocks refer to nothing outside themselves.
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -125,6 +126,10 @@ def _folder_of(key: str, blocks_folder: Path) -> Path | None:
 
 
 def _find_block(name: str, key: str, folder: Path) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ValueError(f"{key}: there is no file {name}.")
+        return Path(name).resolve()
     block = folder / f"{name}.yaml"
     if not block.is_file():
         blocks = sorted(path.stem for path in folder.glob("*.yaml"))

@@ -90,9 +90,7 @@ def hoeffding_bentkus(losses: np.ndarray, alpha: float) -> np.ndarray:
     return np.minimum(np.exp(-n * kl), bentkus).clip(max=1)
 
 
-def betting(
-    losses: np.ndarray, alpha: float, delta: float = 0.1
-) -> np.ndarray:
+def betting(losses: np.ndarray, alpha: float, delta: float = 0.1) -> np.ndarray:
     """P-values of the hypotheses that a mean loss is above alpha, by betting.
 
     Capital that bets on losses below alpha (Waudby-Smith and Ramdas,
