@@ -6,7 +6,7 @@ Authors
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -160,6 +160,7 @@ def keep_risk(
     alpha: float,
     delta: float = 0.1,
     per_exit: bool = False,
+    p_value: Callable | None = None,
     seed: int = 0,
 ) -> tuple[float | dict[int, float], dict[str, float]]:
     """The most lenient threshold that is known to keep within a risk.
@@ -167,12 +168,11 @@ def keep_risk(
     The risk is the mean over utterances of
     :func:`speechbrain_ee.analysis.risk.excess_loss`. Utterances are put into a
     random order, in which the first part proposes settings from safe to fast,
-    and the others test them (:func:`learn_then_test`). So the settings are fixed
-    beforehand as far as the test is concerned, and the guarantee holds: for
-    utterances like these, the true risk of what is returned exceeds alpha with
-    a probability of at most delta, whatever the model and the score. It is over
-    the draw of the utterances: whoever tries several scores or seeds and takes
-    the best has no such guarantee.
+    and the others test them (:func:`learn_then_test`). As those who test had no
+    part in the proposal, the guarantee holds whatever the model and the score:
+    for utterances like these, the true risk of what is returned exceeds alpha
+    with a probability of at most delta. That is for one score and one order:
+    whoever tries several and takes the best has no such guarantee.
 
     Arguments
     ---------
@@ -187,6 +187,8 @@ def keep_risk(
     per_exit : bool
         Whether each exit has a threshold of its own. Then half of the
         utterances propose, with their errors; else a fifth, by scores alone.
+    p_value : Callable, optional
+        As for :func:`learn_then_test`.
     seed : int
         Seed of the order.
 
@@ -220,7 +222,7 @@ def keep_risk(
     share = _PROPOSING[per_exit]
     first = int(share * len(traces))
     tested = len(traces) - first
-    needed = utterances_needed(alpha, delta)
+    needed = utterances_needed(alpha, delta, p_value)
     if tested < needed:
         least = next(n for n in count(needed) if n - int(share * n) >= needed)
         raise ValueError(
@@ -237,7 +239,7 @@ def keep_risk(
         excess_loss(testing), exits_at(testing, score, settings), axis=1
     )
     # Never None: nobody leaves at the first setting, which costs nothing.
-    best = learn_then_test(losses, alpha, delta)
+    best = learn_then_test(losses, alpha, delta, p_value)
     found = {"mean_loss": float(losses[:, best].mean()), "tested": tested}
     threshold = _plain_threshold(traces, score, settings[best], per_exit)
     return threshold, found
@@ -383,9 +385,9 @@ def describe(rule: Mapping) -> str:
     lines.append(f"{cost}, on {known['utterances']} utterances.")
     if "delta" in known:
         lines.append(
-            f"Risk {known['mean_loss']:.4f} on the {known['tested']} utterances "
-            f"that tested; at most {known['risk']:g} for utterances like these, "
-            f"with a probability of {1 - known['delta']:.0%}."
+            f"Risk {known['mean_loss']:.4f} on the {known['tested']} "
+            f"utterances that tested; at most {known['risk']:g} for utterances "
+            f"like these, with a probability of {1 - known['delta']:.3g}."
         )
     lines.append(
         f"WER {known['error_rate']:.2f} % [{known['error_rate_low']:.2f}, "
@@ -425,6 +427,7 @@ def write_rule(path: str | Path, label: str, rule: Mapping) -> None:
         raise ValueError(f"{path}: give the file a name that ends with .yaml.")
     yaml = YAML()
     yaml.indent(mapping=4, sequence=4)
+    yaml.width = 2**16
     yaml.default_flow_style = None  # lists of numbers on one line
     with replacing(path) as file:
         yaml.dump({label: dict(rule)}, file)
