@@ -125,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--per-exit",
         action="store_true",
-        help="a threshold for each exit; half of the utterances learn them",
+        help="a threshold for each exit, which errors of some of the "
+        "utterances teach",
     )
     sub.add_argument(
         "--out",

@@ -32,7 +32,7 @@ from speechbrain_ee.files import replacing
 
 # Utterances that propose the thresholds which the others test: by their scores
 # alone, or with what is learned from errors at each exit.
-_PROPOSING = {False: 0.2, True: 0.5}
+_PROPOSING = {False: 0.2, True: 0.25}
 # Settings from which a target of compute chooses.
 _FINE = 1000
 
@@ -185,7 +185,7 @@ def keep_risk(
     delta : float
         With which probability it may be exceeded.
     per_exit : bool
-        Whether each exit has a threshold of its own. Then half of the
+        Whether each exit has a threshold of its own. Then a quarter of the
         utterances propose, with their errors; else a fifth, by scores alone.
     p_value : Callable, optional
         As for :func:`learn_then_test`.

@@ -3,8 +3,9 @@
 Learn then Test (Angelopoulos et al., arXiv:2110.01052): whether a setting is
 safe is tested on utterances that had no part in proposing it, so that the risk
 of the setting that is taken stays within the budget but for a chosen
-probability. It holds for utterances drawn as those of the test were; other
-speakers or other noise are not covered.
+probability. It holds for utterances drawn independently and as those of the
+test were. Other noise is not covered; few speakers, or a development set that
+has chosen the checkpoint too, weaken it.
 
 Authors
  * SpeechBrain-EE contributors 2026
