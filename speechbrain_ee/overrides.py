@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
+from urllib.parse import quote
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
@@ -81,7 +82,7 @@ def resolve_overrides(
         folder = _folder_of(key, Path(blocks_folder))
         if folder is not None and isinstance(value, str):
             block = _find_block(value, key, folder)
-            tag = Tag(suffix=f"!include:{block}")
+            tag = Tag(suffix=f"!include:{quote(str(block))}")
             given[key] = TaggedScalar("", tag=tag)
     text = StringIO()
     yaml.dump(given, text)

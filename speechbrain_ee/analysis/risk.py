@@ -266,7 +266,7 @@ def threshold_by_exit(
 
     They have one price in common: at each exit those leave whose expected
     :func:`excess_loss` is within the price. What a score tells of that loss is
-    learned at each exit by isotonic regression: the loss does not fall as
+    learned at each exit by isotonic regression, as the loss does not fall when
     confidence does. The prices are those at which a threshold changes.
 
     Arguments
@@ -305,7 +305,13 @@ def threshold_by_exit(
             continue
         count = np.bincount(group)
         means = np.bincount(group, losses[known]) / count
-        exits.append((-levels, isotonic_regression(means, weights=count).x))
+        # Straight lines between the middles of its steps: more settings.
+        steps, step = np.unique(
+            isotonic_regression(means, weights=count).x, return_inverse=True
+        )
+        places = np.arange(len(levels))
+        middles = np.bincount(step, places) / np.bincount(step)
+        exits.append((-levels, np.interp(places, middles, steps)))
     prices = np.unique(np.concatenate([[0.0], *(fit for _, fit in exits)]))
     if len(prices) > points:
         steps = np.linspace(0, 1, points)

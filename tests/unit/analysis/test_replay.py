@@ -108,7 +108,7 @@ def test_thresholds_decide_as_the_selector_does(score):
     for column, threshold in enumerate(by_exit):
         expected = walk(Threshold(score, threshold), outputs)
         assert taken[:, column].tolist() == expected.tolist()
-    assert len(np.unique(taken[:, 0])) == 4 and (taken[:, 3] == 3).all()
+    assert len(np.unique(taken[:, 0])) >= 3 and (taken[:, 3] == 3).all()
 
 
 @pytest.mark.parametrize(
