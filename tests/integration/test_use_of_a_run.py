@@ -137,5 +137,5 @@ def test_thresholds_of_another_model_are_refused_before_it_is_trained(
             *(f"--selectors={rule}", setting),
         )
         assert done.returncode != 0
-        assert told in done.stderr
+        assert told in done.stdout + done.stderr
     assert not (tmp_path / "other" / "train_log.txt").exists()
