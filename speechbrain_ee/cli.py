@@ -88,6 +88,53 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="the curve's file; printed by default"
     )
 
+    sub = command(
+        _calibrate,
+        "calibrate",
+        "Choose thresholds on traces of a development set, for a mean compute "
+        "or within a risk that holds for utterances like these.",
+    )
+    sub.add_argument("traces", type=Path, help="traces_<set>.csv of a run")
+    sub.add_argument(
+        "--score",
+        required=True,
+        metavar="NAME",
+        help="a score of the traces; with its definition, such as "
+        "'{score: entropy, normalization: unit}', where the run is not there",
+    )
+    target = sub.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "--layers", type=float, help="layers that run on the mean, at most"
+    )
+    target.add_argument(
+        "--macs", type=float, help="MACs per utterance on the mean, at most"
+    )
+    target.add_argument(
+        "--risk",
+        type=float,
+        metavar="ALPHA",
+        help="mean share of its words that an utterance may lose against full "
+        "depth, at most, such as 0.02",
+    )
+    sub.add_argument(
+        "--delta",
+        type=float,
+        default=0.1,
+        help="probability that the risk is larger all the same; 0.1 by default",
+    )
+    sub.add_argument(
+        "--per-exit",
+        action="store_true",
+        help="a threshold for each exit, which errors of some of the "
+        "utterances teach",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        help="a .yaml to write, for --selectors of a recipe, --selector of "
+        "transcribe, and EarlyExitASR",
+    )
+
     sub = command(_report, "report", "Write the report of a run again.")
     sub.add_argument("run", type=Path, help="folder of the run", metavar="RUN")
 
@@ -154,6 +201,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--max-layers", type=int, help="the most layers a file may take"
     )
+    sub.add_argument(
+        "--selector",
+        help="a file that calibrate has written, or the name of a selector "
+        "without options; the model's own by default",
+    )
     sub.add_argument("--score", help="score of a threshold rule")
     sub.add_argument("--threshold", type=float, help="threshold of that rule")
     sub.add_argument(
@@ -203,6 +255,32 @@ def _sweep(options) -> None:
         curve.to_csv(file, index=False)
 
 
+def _calibrate(options) -> None:
+    from ruamel.yaml import YAML, YAMLError
+
+    from speechbrain_ee.analysis import calibration
+    from speechbrain_ee.analysis.traces import read_traces
+
+    traces = read_traces(options.traces)
+    try:
+        wanted = YAML(typ="safe").load(options.score)
+    except YAMLError as error:
+        raise ValueError(f"--score {options.score}: {error}") from error
+    score = calibration.traced_score(options.traces, wanted)
+    label, rule = calibration.calibrate(
+        traces,
+        score,
+        layers=options.layers,
+        macs=options.macs,
+        risk=options.risk,
+        delta=options.delta,
+        per_exit=options.per_exit,
+    )
+    if options.out is not None:
+        calibration.write_rule(options.out, label, rule)
+    print(calibration.describe(rule))
+
+
 def _report(options) -> None:
     from speechbrain_ee.analysis.report import write_report
 
@@ -230,10 +308,12 @@ def _tables(options) -> None:
 def _transcribe(options) -> None:
     from speechbrain_ee.inference import EarlyExitASR
 
-    selector = None
+    selector = options.selector
     if options.score is not None or options.threshold is not None:
         if options.score is None or options.threshold is None:
             raise ValueError("--score and --threshold go together.")
+        if selector is not None:
+            raise ValueError("--selector goes without --score and --threshold.")
         selector = {
             "selector": "threshold",
             "score": options.score,

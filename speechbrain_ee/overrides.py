@@ -3,7 +3,8 @@
 A block is a small YAML file that holds the value of one key, such as
 ``hparams/selectors/patience.yaml`` for the key ``selectors``; so
 ``python train.py hparams/x.yaml --selectors patience`` swaps the exit selectors
-without editing a file. Blocks refer to nothing outside themselves.
+without editing a file. A block that stands elsewhere is named by its path,
+ending in ``.yaml``. Blocks refer to nothing outside themselves.
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
+from urllib.parse import quote
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
@@ -80,7 +82,7 @@ def resolve_overrides(
         folder = _folder_of(key, Path(blocks_folder))
         if folder is not None and isinstance(value, str):
             block = _find_block(value, key, folder)
-            tag = Tag(suffix=f"!include:{block}")
+            tag = Tag(suffix=f"!include:{quote(str(block))}")
             given[key] = TaggedScalar("", tag=tag)
     text = StringIO()
     yaml.dump(given, text)
@@ -125,6 +127,10 @@ def _folder_of(key: str, blocks_folder: Path) -> Path | None:
 
 
 def _find_block(name: str, key: str, folder: Path) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ValueError(f"{key}: there is no file {name}.")
+        return Path(name).resolve()
     block = folder / f"{name}.yaml"
     if not block.is_file():
         blocks = sorted(path.stem for path in folder.glob("*.yaml"))

@@ -6,7 +6,7 @@ Authors
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -36,14 +36,20 @@ def exits_at(traces: Traces, score: str, thresholds) -> np.ndarray:
         N utterances at E exits.
     score : str
         A score of theirs.
-    thresholds : float or sequence of float
-        T last values that still count as confident, the same at all exits.
+    thresholds : float, sequence of float or np.ndarray
+        T last values that still count as confident, the same at all exits; or
+        one per exit, of shape (T, E), as :func:`threshold_per_exit` gives them.
 
     Returns
     -------
     np.ndarray
         Indices into ``traces.exit_layers``, of shape (N, T): the first exit
         whose score reaches the threshold, the last exit otherwise.
+
+    Raises
+    ------
+    ValueError
+        For thresholds of another shape.
 
     Example
     -------
@@ -53,18 +59,82 @@ def exits_at(traces: Traces, score: str, thresholds) -> np.ndarray:
     >>> exits_at(traces, "entropy", [0.1, 0.2, 0.3])
     array([[2, 2, 1],
            [2, 0, 0]])
+    >>> exits_at(traces, "entropy", [[0.1, 0.3, 0.1]])
+    array([[1],
+           [1]])
     """
-    # The most confident that an utterance has been so far; fmax passes NaN by.
-    best = np.fmax.accumulate(traces.confidence(score), axis=1)
+    confidence = traces.confidence(score)
     wanted = np.atleast_1d(np.asarray(thresholds, dtype=float))
     wanted = wanted if traces.directions[score] else -wanted
+    if wanted.ndim == 1:
+        wanted = np.tile(wanted[:, None], confidence.shape[1])
+    if wanted.shape[1:] != confidence.shape[1:]:
+        raise ValueError(
+            f"{traces.source}: thresholds of shape {wanted.shape} for "
+            f"{confidence.shape[1]} exits: give one per exit in each row."
+        )
     # The loop compares in single precision: there, a score can be just 0.1.
     with np.errstate(over="ignore"):
-        best, wanted = best.astype(np.float32), wanted.astype(np.float32)
-    taken = np.zeros((len(traces), len(wanted)), dtype=int)
-    for column in best[:, :-1].T:
-        taken += ~(column[:, None] >= wanted)
+        confidence, wanted = (
+            x.astype(np.float32).T for x in (confidence, wanted)
+        )
+    taken = np.zeros((len(traces), wanted.shape[1]), dtype=int)
+    running = np.ones(taken.shape, dtype=bool)
+    for column, at_exit in zip(confidence[:-1], wanted[:-1], strict=True):
+        running &= ~(column[:, None] >= at_exit)
+        taken += running
     return taken
+
+
+def threshold_per_exit(traces: Traces, score: str, threshold) -> np.ndarray:
+    """The thresholds of a selector, as a row for :func:`exits_at`.
+
+    Arguments
+    ---------
+    traces : Traces
+        A set of utterances at E exits.
+    score : str
+        A score of theirs.
+    threshold : float, sequence of float or mapping from int to float
+        As ``Threshold`` takes it: for all exits, per exit, or by exit layer.
+
+    Returns
+    -------
+    np.ndarray
+        Of shape (E,); infinity that nobody reaches at exits that a mapping
+        passes over.
+
+    Raises
+    ------
+    ValueError
+        If the traces do not have these exits.
+
+    Example
+    -------
+    >>> scores = {"entropy": [[0.9, 0.3, 0.1]]}
+    >>> traces = Traces(["a"], [2, 4, 6], [[3, 1, 1]], [5], scores=scores)
+    >>> threshold_per_exit(traces, "entropy", {4: 0.3})
+    array([-inf,  0.3, -inf])
+    """
+    layers = traces.exit_layers.tolist()
+    row = np.full(len(layers), np.inf if traces.directions[score] else -np.inf)
+    if isinstance(threshold, Mapping):
+        wrong = sorted(set(threshold) - set(layers))
+        if wrong:
+            raise ValueError(
+                f"{traces.source}: no exit after layer "
+                f"{', '.join(map(str, wrong))}; exits are {layers}."
+            )
+        for layer, value in threshold.items():
+            row[layers.index(layer)] = value
+    else:
+        if np.size(threshold) not in (1, len(layers)):
+            raise ValueError(
+                f"{traces.source}: {np.size(threshold)} thresholds for "
+                f"{len(layers)} exits ({layers})."
+            )
+        row[:] = threshold
+    return row
 
 
 def fixed_exits(traces: Traces) -> np.ndarray:

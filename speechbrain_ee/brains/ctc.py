@@ -554,12 +554,11 @@ class EarlyExitCTC(sb.Brain):
         ValueError
             Naming the score or selector, with the reason.
         """
-        TraceRecorder(
-            self.exit_layers, [get_score(x) for x in scores], self.decode, {}
-        )
+        scores = [get_score(x) for x in scores]
+        TraceRecorder(self.exit_layers, scores, self.decode, {})
         for label, selector in selectors.items():
             try:
-                check_selector(selector, self.exit_layers)
+                check_selector(selector, self.exit_layers, scores)
             except ValueError as error:
                 raise ValueError(f"selectors: {label}: {error}") from error
 

@@ -31,6 +31,7 @@ from speechbrain_ee.exits.selectors import (
     Threshold,
     check_selector,
     get_selector,
+    read_selector,
 )
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "kl_to_previous",
     "margin",
     "max_probability",
+    "read_selector",
     "score",
     "sentence_confidence",
     "state_similarity",

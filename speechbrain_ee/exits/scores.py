@@ -116,6 +116,13 @@ class Score:
     previous: int = 0
     hidden: bool = False
 
+    @property
+    def definition(self) -> dict[str, object]:
+        """What ``get_score`` takes, with the options left at their defaults."""
+        parameters = list(inspect.signature(self.function).parameters.values())
+        defaults = {one.name: one.default for one in parameters[1:]}
+        return {"score": self.name, **defaults, **self.options}
+
     def __call__(self, output: ExitOutput) -> torch.Tensor:
         """The value of each utterance, float32 of shape (batch,)."""
         return self.function(output, **self.options)

@@ -14,13 +14,17 @@ import bisect
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import torch
+from ruamel.yaml import YAML, YAMLError
 
 from speechbrain_ee.chance import random_exit_probabilities
 from speechbrain_ee.exits.scores import get_score, has_nan
 from speechbrain_ee.heads.output import ExitOutput
 from speechbrain_ee.overrides import nearest
+
+_YAML = (".yaml", ".yml")
 
 
 class ExitSelector:
@@ -74,6 +78,20 @@ class ExitSelector:
         """
         self.exit_layers = sorted(exit_layers)
         self.macs = macs
+
+    def check_scores(self, scores: Sequence) -> None:
+        """Raise if thresholds were calibrated for other scores of these names.
+
+        Arguments
+        ---------
+        scores : sequence of Score
+            As they are defined where the selector is to be used.
+
+        Raises
+        ------
+        ValueError
+            With both definitions.
+        """
 
     def __call__(self, output: ExitOutput) -> torch.Tensor:
         """Who leaves now.
@@ -169,6 +187,10 @@ class Threshold(ExitSelector):
     threshold : float, sequence of float or mapping from int to float
         One for all exits, or one per exit in their order, or by exit layer;
         nobody leaves at an exit that a mapping passes over.
+    calibration : mapping, optional
+        How the threshold was chosen, as ``speechbrain-ee calibrate`` writes it.
+        Its ``exit_layers`` must be the model's: those of another model, or of
+        this one cut off, have other thresholds.
 
     Example
     -------
@@ -179,14 +201,28 @@ class Threshold(ExitSelector):
     tensor([False,  True])
     """
 
-    def __init__(self, score, threshold):
+    def __init__(self, score, threshold, calibration=None):
         self.score = get_score(score)
         self.threshold = threshold
+        self.calibration = calibration
+        if calibration is not None and "exit_layers" not in calibration:
+            raise ValueError(
+                "calibration does not say for which exit_layers the threshold "
+                "was made: calibrate again, or leave it out"
+            )
         super().__init__([self.score])
 
     def prepare(self, exit_layers, macs=None) -> None:
         """See :class:`ExitSelector`."""
         super().prepare(exit_layers, macs)
+        if self.calibration is not None:
+            made_for = list(self.calibration["exit_layers"])
+            if made_for != self.exit_layers:
+                raise ValueError(
+                    f"the threshold was made for exits {made_for}, not for "
+                    f"{self.exit_layers}: calibrate again on traces of this "
+                    "model"
+                )
         given = self.threshold
         if isinstance(given, Mapping):
             self._check_exits(given)
@@ -200,6 +236,19 @@ class Threshold(ExitSelector):
                 f"({self.exit_layers})"
             )
         self.thresholds = dict(zip(self.exit_layers, given, strict=True))
+
+    def check_scores(self, scores) -> None:
+        """See :class:`ExitSelector`."""
+        if self.calibration is None:
+            return
+        mine = self.score.definition
+        for other in scores:
+            if other.name == self.score.name and other.definition != mine:
+                raise ValueError(
+                    f"the threshold was made for the score {mine}, but here "
+                    f"that is {other.definition}: calibrate again on traces of "
+                    "this model"
+                )
 
     def __call__(self, output: ExitOutput) -> torch.Tensor:
         """See :class:`ExitSelector`."""
@@ -292,6 +341,10 @@ class _Cap(ExitSelector):
         """See :class:`ExitSelector`."""
         super().prepare(exit_layers, macs)
         self.selector.prepare(exit_layers, macs)
+
+    def check_scores(self, scores) -> None:
+        """See :class:`ExitSelector`."""
+        self.selector.check_scores(scores)
 
     def __call__(self, output: ExitOutput) -> torch.Tensor:
         """See :class:`ExitSelector`."""
@@ -524,9 +577,10 @@ def get_selector(spec, **options) -> ExitSelector:
 
     Arguments
     ---------
-    spec : ExitSelector, str or Mapping
-        A selector, a name, or a mapping with the name as "selector" and the
-        options beside it.
+    spec : ExitSelector, str, Path or Mapping
+        A selector, a name, a mapping with the name as "selector" and the
+        options beside it, or a YAML file with such a mapping, as
+        :func:`read_selector` reads it.
     **options
         Arguments of the selector.
 
@@ -536,6 +590,8 @@ def get_selector(spec, **options) -> ExitSelector:
 
     Raises
     ------
+    FileNotFoundError
+        For a file that does not exist.
     ValueError
         For a selector that does not exist.
 
@@ -547,6 +603,8 @@ def get_selector(spec, **options) -> ExitSelector:
     >>> MaxLayers(8, rule).selector.scores[0].name
     'entropy'
     """
+    if isinstance(spec, str | Path) and str(spec).endswith(_YAML):
+        spec = read_selector(spec)
     if isinstance(spec, Mapping):
         settings = dict(spec)
         name = settings.pop("selector", None)
@@ -564,8 +622,61 @@ def get_selector(spec, **options) -> ExitSelector:
     return SELECTORS[name](**options)
 
 
-def check_selector(selector, exit_layers: Sequence[int]) -> None:
-    """Raise unless a selector can be made and fits the exits.
+def read_selector(path: str | Path) -> dict:
+    """Read what ``speechbrain-ee calibrate`` has written.
+
+    Arguments
+    ---------
+    path : str or Path
+        A YAML file with one entry: a label, and under it what
+        :func:`get_selector` takes. It can run no code.
+
+    Returns
+    -------
+    dict
+        What stands under the label.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it holds something else.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "thresholds.yaml"
+    >>> _ = path.write_text("shallow: {selector: fixed, layer: 4}")
+    >>> get_selector(path).layer
+    4
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: there is no such file; speechbrain-ee calibrate writes "
+            "one with --out"
+        )
+    try:
+        entries = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, YAMLError) as error:
+        raise ValueError(f"{path} is no plain YAML: {error}") from error
+    rules = list(entries.values()) if isinstance(entries, Mapping) else []
+    if (
+        len(rules) != 1
+        or not isinstance(rules[0], Mapping)
+        or "selector" not in rules[0]
+    ):
+        raise ValueError(
+            f"{path} does not hold just one selector, such as "
+            "'mine: {selector: threshold, score: entropy, threshold: 0.1}'"
+        )
+    return dict(rules[0])
+
+
+def check_selector(
+    selector, exit_layers: Sequence[int], scores: Sequence = ()
+) -> None:
+    """Raise unless a selector can be made and fits the exits and scores.
 
     Arguments
     ---------
@@ -573,6 +684,8 @@ def check_selector(selector, exit_layers: Sequence[int]) -> None:
         What ``get_selector`` takes.
     exit_layers : sequence of int
         The layers read out.
+    scores : sequence of Score
+        As :meth:`ExitSelector.check_scores` takes them.
 
     Raises
     ------
@@ -588,7 +701,9 @@ def check_selector(selector, exit_layers: Sequence[int]) -> None:
     """
     try:
         # The costs only have to be there: nothing is selected yet.
-        get_selector(selector).prepare(exit_layers, lambda k, frames: frames)
+        made = get_selector(selector)
+        made.prepare(exit_layers, lambda k, frames: frames)
+        made.check_scores(scores)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"selector: {selector} cannot be used with exits "

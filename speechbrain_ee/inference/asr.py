@@ -24,6 +24,7 @@ from speechbrain_ee.exits import (
     FixedLayer,
     MaxLayers,
     Score,
+    get_selector,
 )
 from speechbrain_ee.heads import ExitOutput
 from speechbrain_ee.runtime import EarlyExitLoop
@@ -78,7 +79,7 @@ class EarlyExitASR(Pretrained):
     ---------
     *args : tuple
         Those of ``speechbrain.inference.interfaces.Pretrained``.
-    selector : ExitSelector, str or Mapping, optional
+    selector : ExitSelector, str, Path or Mapping, optional
         As for :meth:`set_depth`.
     exit_layer : int, optional
         As for :meth:`set_depth`.
@@ -133,7 +134,7 @@ class EarlyExitASR(Pretrained):
     def __init__(
         self,
         *args,
-        selector: ExitSelector | str | Mapping | None = None,
+        selector: ExitSelector | str | Path | Mapping | None = None,
         exit_layer: int | None = None,
         max_layers: int | None = None,
         max_seconds: float = 120.0,
@@ -151,7 +152,7 @@ class EarlyExitASR(Pretrained):
         source,
         hparams_file: str = "inference.yaml",
         savedir: str | Path | None = None,
-        selector: ExitSelector | str | Mapping | None = None,
+        selector: ExitSelector | str | Path | Mapping | None = None,
         exit_layer: int | None = None,
         max_layers: int | None = None,
         run_opts: Mapping | None = None,
@@ -170,7 +171,7 @@ class EarlyExitASR(Pretrained):
         savedir : str or Path, optional
             Where links to the files, or downloads, go (default: nowhere, or
             the Hub's cache).
-        selector : ExitSelector, str or Mapping, optional
+        selector : ExitSelector, str, Path or Mapping, optional
             As for :meth:`set_depth`.
         exit_layer : int, optional
             As for :meth:`set_depth`.
@@ -224,7 +225,7 @@ class EarlyExitASR(Pretrained):
 
     def set_depth(
         self,
-        selector: ExitSelector | str | Mapping | None = None,
+        selector: ExitSelector | str | Path | Mapping | None = None,
         exit_layer: int | None = None,
         max_layers: int | None = None,
     ) -> None:
@@ -232,8 +233,9 @@ class EarlyExitASR(Pretrained):
 
         Arguments
         ---------
-        selector : ExitSelector, str or Mapping, optional
-            What ``get_selector`` takes (default: what the model's YAML says).
+        selector : ExitSelector, str, Path or Mapping, optional
+            What ``get_selector`` takes, such as the file that ``speechbrain-ee
+            calibrate`` writes (default: what the model's YAML says).
         exit_layer : int, optional
             The one exit where all leave.
         max_layers : int, optional
@@ -242,7 +244,8 @@ class EarlyExitASR(Pretrained):
         Raises
         ------
         ValueError
-            If the settings contradict each other or do not fit the exits.
+            If the settings contradict each other, do not fit the exits, or
+            were calibrated for a score that the model defines otherwise.
         """
         if exit_layer is None:
             if selector is None:
@@ -256,9 +259,11 @@ class EarlyExitASR(Pretrained):
                 "exit_layer lets all utterances leave there: give it without "
                 "selector and max_layers."
             )
-        self.loop = EarlyExitLoop(
+        loop = EarlyExitLoop(
             self.mods.encoder, self.mods.exits, selector, self.costs
         )
+        loop.selector.check_scores(get_selector(self.hparams.selector).scores)
+        self.loop = loop
 
     def transcribe_batch(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None

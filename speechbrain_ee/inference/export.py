@@ -23,7 +23,7 @@ from ruamel.yaml.tag import Tag
 from speechbrain.processing.features import InputNormalization
 
 from speechbrain_ee.encoders import LayerwiseEncoder, SpeechBrainEncoder
-from speechbrain_ee.exits import check_selector
+from speechbrain_ee.exits import check_selector, read_selector
 from speechbrain_ee.files import replacing
 from speechbrain_ee.heads import CTCHeads
 
@@ -151,6 +151,8 @@ def write_inference(
     >>> sorted(file.name for file in path.parent.iterdir())
     ['encoder.ckpt', 'exits.ckpt', 'inference.yaml', 'tokenizer.model']
     """
+    if str(selector).endswith((".yaml", ".yml")):
+        selector = read_selector(selector)  # it stays behind, if these move
     selector = "never" if selector is None else _plain(selector)
     check_selector(selector, exits.exit_layers)
     nodes = _nodes_of_model(hparams_file, encoder)

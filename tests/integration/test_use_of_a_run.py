@@ -1,13 +1,22 @@
 """What a user does with a finished run."""
 
 import csv
+import shutil
 
 import pandas as pd
 import pytest
 
+from speechbrain_ee.analysis.replay import (
+    exits_at,
+    outcome,
+    threshold_per_exit,
+)
+from speechbrain_ee.analysis.traces import read_traces
 from speechbrain_ee.cli import main
+from speechbrain_ee.exits import read_selector
 from speechbrain_ee.inference import EarlyExitASR
 from speechbrain_ee.inference.truncate import truncate_model
+from tests.integration.recipes import check, run
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +38,16 @@ def said(asr, files):
     """Transcripts by utterance."""
     done = asr.transcribe_files(list(files.values()))
     return dict(zip(files, (one.text for one in done), strict=True))
+
+
+def transcribed(capsys, files, *arguments):
+    """Rows of the command line's table, by utterance."""
+    names = list(map(str, files.values()))
+    capsys.readouterr()
+    assert main(["transcribe", *names, "--device", "cpu", *arguments]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    rows = csv.DictReader(printed, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return dict(zip(files, rows, strict=True))
 
 
 def test_the_model_says_at_every_exit_what_its_traces_say(
@@ -61,13 +80,62 @@ def test_the_command_line_transcribes_and_truncates(
     short = tmp_path / "short"
     arguments = ["truncate", str(trained[0]), "--exit", "2"]
     assert main([*arguments, "--out", str(short)]) == 0
-    names = list(map(str, files.values()))
-    capsys.readouterr()
     for model in (short, trained[0]):
-        arguments = ["transcribe", *names, "--model", str(model)]
-        assert main([*arguments, "--max-layers", "2", "--device", "cpu"]) == 0
-        printed = capsys.readouterr().out.splitlines()
-        rows = csv.DictReader(printed, delimiter="\t", quoting=csv.QUOTE_NONE)
-        texts = {row["file"]: row["text"] for row in rows}
+        arguments = ("--model", str(model), "--max-layers", "2")
+        rows = transcribed(capsys, files, *arguments)
         for name, path in files.items():
-            assert texts[str(path)] == traces[2][name]
+            assert rows[name]["file"] == str(path)
+            assert rows[name]["text"] == traces[2][name]
+
+
+def test_thresholds_from_dev_traces_run_the_loop_and_the_model(
+    trained, traces, files, corpora, tmp_path, capsys
+):
+    folder, row = trained
+    rule = tmp_path / "thresholds.yaml"
+    arguments = ["calibrate", str(folder / "traces_train.csv"), "--per-exit"]
+    arguments += ["--score", "entropy", "--layers", "3", "--out", str(rule)]
+    assert main(arguments) == 0
+
+    shutil.copytree(folder, tmp_path / "run")
+    more = ["--test_only", f"--selectors={rule}"]
+    check(run(row, corpora, tmp_path / "run", *more))
+    loop = pd.read_csv(tmp_path / "run" / "loop_test.csv")
+    measured = loop.set_index("selector").loc["entropy_layers_3_per_exit"]
+    test = read_traces(folder / "traces_test.csv")
+    threshold = read_selector(rule)["threshold"]
+    taken = exits_at(
+        test, "entropy", threshold_per_exit(test, "entropy", threshold)[None]
+    )
+    replayed = outcome(test, taken).loc[0]
+    for figure in ("mean_exit_layer", "error_rate"):
+        assert measured[figure] == pytest.approx(replayed[figure])
+
+    rows = transcribed(
+        capsys, files, "--model", str(folder), "--selector", str(rule)
+    )
+    layers = test.exit_layers[taken[:, 0]]
+    for name, layer in zip(test.ids, layers, strict=True):
+        assert int(rows[name]["exit_layer"]) == layer
+        assert rows[name]["text"] == traces[layer][name]
+
+
+def test_thresholds_of_another_model_are_refused_before_it_is_trained(
+    trained, corpora, tmp_path
+):
+    folder, row = trained
+    rule = tmp_path / "thresholds.yaml"
+    arguments = ["calibrate", str(folder / "traces_train.csv")]
+    arguments += ["--score", "entropy", "--layers", "3", "--out", str(rule)]
+    assert main(arguments) == 0
+    for setting, told in (
+        ("--exit_layers=[1,2,4]", "made for exits [2, 4], not for [1, 2, 4]"),
+        ("--scores=[{score: entropy, normalization: unit}]", "but here that"),
+    ):
+        done = run(
+            *(row, corpora, tmp_path / "other"),
+            *(f"--selectors={rule}", setting),
+        )
+        assert done.returncode != 0
+        assert told in done.stdout + done.stderr
+    assert not (tmp_path / "other" / "train_log.txt").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from speechbrain_ee.cli import LAYOUTS, main
 from speechbrain_ee.corpora import librispeech
+from speechbrain_ee.exits import read_selector
 from tests.unit.analysis.synthetic import write_run
 
 
@@ -50,6 +51,23 @@ def test_sweep_of_some_scores_into_a_file(run, tmp_path):
     assert (curve["selector"] == "margin").sum() == 7
 
 
+def test_calibrate_prints_what_it_found_and_writes_it(tmp_path, capsys):
+    run = write_run(tmp_path / "run", "dev", utterances=200)
+    (run / "hyperparams.yaml").write_text("scores: [entropy, margin]")
+    out = tmp_path / "thresholds.yaml"
+    arguments = ["calibrate", str(run / "traces_dev.csv"), "--score", "margin"]
+    assert main([*arguments, "--risk", "0.05", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Leave where margin >= 0.")
+    assert "at most 0.05" in printed and "without guarantee" in printed
+    rule = read_selector(out)
+    assert rule["score"] == {"score": "margin"}
+    assert rule["calibration"]["mean_exit_layer"] < 6
+    by_exit = [*arguments, "--layers", "4", "--per-exit", "--out", str(out)]
+    assert main(by_exit) == 0
+    assert set(read_selector(out)["threshold"]) <= {2, 4}
+
+
 def test_report_and_compare_tell_where_they_wrote(run, tmp_path, capsys):
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
@@ -85,6 +103,29 @@ def test_an_unknown_layout_is_refused(tmp_path, capsys):
         (
             ["transcribe", "x.wav", "--model", "m", "--score", "entropy"],
             "--score and --threshold go together",
+        ),
+        (
+            ["transcribe", "x.wav", "--model", "m", "--selector", "never"]
+            + ["--score", "entropy", "--threshold", "0.1"],
+            "--selector goes without",
+        ),
+        (
+            ["calibrate", "{traces}", "--score", "margin", "--layers", "4"],
+            "Give the definition",
+        ),
+        (
+            ["calibrate", "{traces}", "--score", "{{score", "--layers", "4"],
+            "--score {score",
+        ),
+        (
+            ["calibrate", "{traces}", "--score", "{{score: margin}}"]
+            + ["--risk", "0.02"],
+            "Give at least 146 utterances",
+        ),
+        (
+            ["calibrate", "{traces}", "--score", "{{score: margin}}"]
+            + ["--layers", "4", "--out", "rules.txt"],
+            "rules.txt: give the file a name",
         ),
     ],
 )

@@ -40,6 +40,20 @@ def test_a_block_takes_the_place_of_what_stood_there(tmp_path):
     assert hparams["lr"] == 0.1
 
 
+def test_a_block_may_stand_in_a_file_of_ones_own(tmp_path, monkeypatch):
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    block = "shallow:\n    selector: fixed\n    layer: 4\n"
+    (folder / "thresholds.yaml").write_text(block)
+    monkeypatch.chdir(folder)
+    for name in ("thresholds.yaml", "./thresholds.yaml"):
+        hparams = load(f"selectors: {name}", tmp_path)
+        assert hparams["selectors"] == {
+            "shallow": {"selector": "fixed", "layer": 4}
+        }
+        assert get_selector(hparams["selectors"]["shallow"]).layer == 4
+
+
 def test_values_written_out_are_left_as_they_are(tmp_path):
     hparams = load(
         "scores: [margin, entropy]\nlr: 0.5\n"
@@ -60,6 +74,7 @@ def test_nothing_to_override_is_fine(tmp_path):
     [
         ("n_mel: 40", "no key 'n_mel'. Did you mean 'n_mels'?"),
         ("selectors: patince", "no block 'patince'.*Did you mean 'patience'?"),
+        ("selectors: nowhere.yaml", "selectors: there is no file nowhere.yaml"),
         ("objective: zzz", "There are: falling, rising, uniform."),
         ("lr: 1\nlr: 2", "same key twice: .*lr"),
     ],

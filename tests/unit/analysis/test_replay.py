@@ -15,6 +15,7 @@ from speechbrain_ee.analysis.replay import (
     patience_exits,
     score_thresholds,
     sweep,
+    threshold_per_exit,
 )
 from speechbrain_ee.analysis.traces import Traces
 from speechbrain_ee.chance import random_exit_probabilities
@@ -94,6 +95,32 @@ def test_thresholds_decide_as_the_selector_does(score):
     for column, threshold in enumerate(thresholds.tolist()):
         expected = walk(Threshold(score, threshold), outputs)
         assert taken[:, column].tolist() == expected.tolist()
+
+    low, middle, high = np.nanquantile(values, [0.3, 0.5, 0.7]).tolist()
+    by_exit = [
+        [low, high, middle, low],
+        {2: high, 5: low},
+        {4: middle},
+        {},
+    ]
+    rows = [threshold_per_exit(traces, score, one) for one in by_exit]
+    taken = exits_at(traces, score, rows)
+    for column, threshold in enumerate(by_exit):
+        expected = walk(Threshold(score, threshold), outputs)
+        assert taken[:, column].tolist() == expected.tolist()
+    assert len(np.unique(taken[:, 0])) >= 3 and (taken[:, 3] == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "told"),
+    [([0.1, 0.2], "2 thresholds for 4 exits"), ({3: 0.1}, "no exit after")],
+)
+def test_thresholds_for_other_exits_are_refused(threshold, told):
+    traces = random_traces()
+    with pytest.raises(ValueError, match=told):
+        threshold_per_exit(traces, "entropy", threshold)
+    with pytest.raises(ValueError, match=r"shape \(1, 2\) for 4 exits"):
+        exits_at(traces, "entropy", [[0.1, 0.2]])
 
 
 @pytest.mark.parametrize("score", ["entropy", "margin"])

@@ -226,7 +226,7 @@ def test_arrays_that_do_not_fit_are_refused(given, message):
 def test_nothing_here_waits_for_pytorch():
     modules = ", ".join(
         f"speechbrain_ee.analysis.{x}"
-        for x in ("traces", "replay", "statistics", "tables")
+        for x in ("traces", "replay", "statistics", "risk", "tables")
     )
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

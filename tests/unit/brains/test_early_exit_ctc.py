@@ -232,6 +232,22 @@ def test_a_loss_that_stays_nan_stops_training_and_says_what_to_do():
         brain.fit(range(1, 2), batches_loader(batches))
 
 
+def calibrated(exit_layers):
+    """A rule as ``speechbrain-ee calibrate`` writes it."""
+    return {
+        "selector": "threshold",
+        "score": {"score": "entropy", "normalization": "nats"},
+        "threshold": 0.1,
+        "calibration": {"exit_layers": exit_layers},
+    }
+
+
+def test_a_calibrated_threshold_is_taken_where_it_was_made():
+    rules = {"mine": calibrated([2, NUM_LAYERS])}
+    make_brain().check_strategies(["entropy", "margin"], rules)
+    make_brain().check_strategies(["margin"], rules)
+
+
 @pytest.mark.parametrize(
     ("scores", "selectors", "told"),
     [
@@ -239,6 +255,12 @@ def test_a_loss_that_stays_nan_stops_training_and_says_what_to_do():
         (["margin", "margin"], {}, "name one twice"),
         ([], {"mine": {"selector": "fixed", "layer": 3}}, "mine: .*layer 3"),
         ([], {"mine": "patiance"}, "mine: .*Did you mean 'patience'"),
+        ([], {"mine": calibrated([1, 9])}, r"mine: .*made for exits \[1, 9\]"),
+        (
+            [{"score": "entropy", "normalization": "unit"}],
+            {"mine": calibrated([2, NUM_LAYERS])},
+            "mine: .*here that is .*'unit'",
+        ),
     ],
 )
 def test_strategies_that_cannot_run_are_told_before_training(

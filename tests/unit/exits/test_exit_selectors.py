@@ -16,6 +16,7 @@ from speechbrain_ee.exits import (
     Patience,
     RandomExit,
     Threshold,
+    check_selector,
     get_score,
     get_selector,
 )
@@ -93,6 +94,54 @@ def test_threshold_states_its_needs():
 def test_threshold_count(threshold, message):
     with pytest.raises(ValueError, match=message):
         prepared(Threshold("entropy", threshold))
+
+
+MADE = {"selector": "threshold", "score": "entropy", "threshold": 0.5}
+MADE["calibration"] = {"exit_layers": EXITS, "traces": "traces_dev.csv"}
+
+
+@pytest.mark.parametrize("spec", [MADE, MaxLayers(6, MADE)])
+def test_a_calibrated_threshold_holds_for_its_exits_and_score(spec):
+    check_selector(spec, EXITS, [get_score("entropy"), get_score("margin")])
+    with pytest.raises(
+        ValueError, match=r"made for exits \[2, 4, 6\], not for"
+    ):
+        check_selector(spec, [2, 4, 6, 8])
+    other = get_score("entropy", normalization="unit")
+    with pytest.raises(ValueError, match="'nats'.*here that is .*'unit'"):
+        check_selector(spec, EXITS, [other])
+    # A default that is written out is the same definition.
+    check_selector(spec, EXITS, [get_score("entropy", normalization="nats")])
+
+
+def test_a_threshold_of_ones_own_may_read_any_score():
+    other = get_score("entropy", normalization="unit")
+    check_selector(Threshold("entropy", 0.5), EXITS, [other])
+
+
+def test_a_calibration_must_say_for_which_exits():
+    with pytest.raises(ValueError, match="for which exit_layers"):
+        Threshold("entropy", 0.5, calibration={"risk": 0.02})
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "told"),
+    [
+        (None, FileNotFoundError, "calibrate writes one"),
+        ("a: {selector: never}\nb: {selector: never}", ValueError, "just one"),
+        ("a: never", ValueError, "just one"),
+        ("[1, 2]", ValueError, "just one"),
+        ("a: {score: entropy}", ValueError, "just one"),
+        ("a: !new:os.getcwd", ValueError, "no plain YAML"),
+        ("a: [", ValueError, "no plain YAML"),
+    ],
+)
+def test_a_file_that_holds_no_selector_is_named(tmp_path, text, error, told):
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(error, match=f"mine.yaml.*{told}"):
+        get_selector(str(path))
 
 
 def test_a_selector_can_be_prepared_again():

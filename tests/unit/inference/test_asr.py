@@ -10,6 +10,7 @@ import soundfile
 import torch
 from speechbrain.utils.fetching import FetchFrom, FetchSource
 
+from speechbrain_ee.analysis.calibration import write_rule
 from speechbrain_ee.exits import Threshold, get_score
 from speechbrain_ee.inference import EarlyExitASR
 from speechbrain_ee.runtime import EarlyExitLoop
@@ -195,6 +196,49 @@ def test_depth_goes_back_to_what_the_yaml_says(tmp_path):
 def test_a_selector_without_a_score_leaves_the_score_empty(asr):
     scores = [one.score for one in asr.transcribe_batch(*make_wavs())]
     assert scores == [None] * 4
+
+
+def calibrated(path, exit_layers=(1, 2, 4), **options):
+    """A file as ``speechbrain-ee calibrate`` writes it; all leave at exit 2."""
+    rule = {
+        "selector": "threshold",
+        "score": get_score("entropy", **options).definition,
+        "threshold": {2: math.inf},
+        "calibration": {"exit_layers": list(exit_layers)},
+    }
+    write_rule(path, "mine", rule)
+    return path
+
+
+def test_calibrated_thresholds_are_read_from_their_file(exported, tmp_path):
+    file = calibrated(tmp_path / "thresholds.yaml")
+    asr = EarlyExitASR.from_hparams(exported, run_opts=CPU, selector=file)
+    assert exits_taken(asr) == [2] * 4
+    asr.set_depth(str(file), max_layers=1)
+    assert exits_taken(asr) == [1] * 4
+
+
+def test_thresholds_made_for_another_model_are_refused(tmp_path):
+    own = {"selector": "threshold", "score": "entropy", "threshold": 0.1}
+    model = make_run(tmp_path / "run").export(tmp_path / "m", selector=own)
+    asr = EarlyExitASR.from_hparams(model, run_opts=CPU)
+    before = exits_taken(asr)
+    other = calibrated(tmp_path / "exits.yaml", [2, 4])
+    with pytest.raises(ValueError, match=r"made for exits \[2, 4\], not for"):
+        asr.set_depth(other)
+    other = calibrated(tmp_path / "score.yaml", normalization="unit")
+    with pytest.raises(ValueError, match="'unit'.*here that is .*'nats'"):
+        asr.set_depth(other)
+    assert exits_taken(asr) == before
+
+
+def test_calibrated_thresholds_go_with_the_exported_model(tmp_path):
+    file = calibrated(tmp_path / "thresholds.yaml")
+    run = make_run(tmp_path / "run")
+    model = run.export(tmp_path / "model", selector=str(file))
+    file.unlink()
+    asr = EarlyExitASR.from_hparams(model, run_opts=CPU)
+    assert exits_taken(asr) == [2] * 4
 
 
 @pytest.mark.parametrize(
