@@ -1,5 +1,6 @@
 """Brains: small sb.Brain subclasses, one per kind of training."""
 
+from speechbrain_ee.brains.aed import EarlyExitAED
 from speechbrain_ee.brains.ctc import EarlyExitCTC
 
-__all__ = ["EarlyExitCTC"]
+__all__ = ["EarlyExitAED", "EarlyExitCTC"]

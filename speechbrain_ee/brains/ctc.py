@@ -129,17 +129,60 @@ class EarlyExitCTC(sb.Brain):
         frames : torch.Tensor
             Real frames of each utterance, int64 of shape (batch,).
         """
+        states, frames = self.encode(batch, stage)
+        return self.modules.exits(states), frames
+
+    def encode(self, batch, stage):
+        """States at the exits.
+
+        Arguments
+        ---------
+        batch : PaddedBatch
+            With ``sig``.
+        stage : Stage
+            Waveforms are augmented in training.
+
+        Returns
+        -------
+        states : list of torch.Tensor
+            One of shape (batch, time, channel) per exit.
+        frames : torch.Tensor
+            Real frames of each utterance, int64 of shape (batch,).
+        """
         batch = batch.to(self.device)
         wavs, wav_lens = batch.sig
         if stage == sb.Stage.TRAIN and self.wav_augment is not None:
             wavs, wav_lens = self.wav_augment(wavs, wav_lens)
-        states, frames = self.modules.encoder(
+        return self.modules.encoder(
             wavs,
             wav_lens,
             layers=self.exit_layers,
             normed=self.exits.normed_layers,
         )
-        return self.modules.exits(states), frames
+
+    def targets(self, batch, stage):
+        """Labels as the waveforms have become, once these are encoded.
+
+        Arguments
+        ---------
+        batch : PaddedBatch
+            With ``tokens``.
+        stage : Stage
+            Waveforms may be repeated in training.
+
+        Returns
+        -------
+        tokens : torch.Tensor
+            Targets without sentence marks, int64 of shape (batch, tokens).
+        token_counts : torch.Tensor
+            How many of them are real, int64 of shape (batch,).
+        """
+        tokens, token_lens = batch.tokens
+        token_counts = (token_lens * tokens.shape[1]).round().long()
+        if stage == sb.Stage.TRAIN and self.wav_augment is not None:
+            tokens = self.wav_augment.replicate_labels(tokens)
+            token_counts = self.wav_augment.replicate_labels(token_counts)
+        return tokens, token_counts
 
     def compute_objectives(self, predictions, batch, stage):
         """Weighted sum of the exit losses; outside training, errors too.
@@ -158,34 +201,58 @@ class EarlyExitCTC(sb.Brain):
         torch.Tensor
             A scalar.
         """
-        log_probs, frames = predictions
-        tokens, token_lens = batch.tokens
-        token_counts = (token_lens * tokens.shape[1]).round().long()
-        if stage == sb.Stage.TRAIN and self.wav_augment is not None:
-            tokens = self.wav_augment.replicate_labels(tokens)
-            token_counts = self.wav_augment.replicate_labels(token_counts)
+        seen = self.seen(predictions, batch, stage)
         if stage != sb.Stage.TRAIN:
-            targets = [words.split() for words in batch.wrd]
-            for k, stats in self.error_rates.items():
-                output = ExitOutput(
-                    log_probs[self.exit_layers.index(k)],
-                    frames,
-                    exit_layer=k,
-                    blank_index=self.exits.blank_index,
-                )
-                hyps = self.decode(output.hypotheses)
-                stats.append(batch.id, [h.split() for h in hyps], targets)
-        return self.objective(
-            ExitPredictions(
-                self.exit_layers,
-                log_probs,
-                frames,
-                tokens,
-                token_counts,
-                self.exits.blank_index,
-                step=self.optimizer_step if stage == sb.Stage.TRAIN else None,
-            )
+            self.count_errors(seen, batch)
+        return self.objective(seen)
+
+    def seen(self, predictions, batch, stage) -> ExitPredictions:
+        """What the objective sees of a batch.
+
+        Arguments
+        ---------
+        predictions : tuple
+            From ``compute_forward``.
+        batch : PaddedBatch
+            With ``tokens``.
+        stage : Stage
+            Of the experiment.
+
+        Returns
+        -------
+        ExitPredictions
+            With the step, in training.
+        """
+        log_probs, frames = predictions
+        return ExitPredictions(
+            self.exit_layers,
+            log_probs,
+            frames,
+            *self.targets(batch, stage),
+            self.exits.blank_index,
+            step=self.optimizer_step if stage == sb.Stage.TRAIN else None,
         )
+
+    def count_errors(self, seen: ExitPredictions, batch) -> None:
+        """Take down what each exit gets wrong in a batch.
+
+        Arguments
+        ---------
+        seen : ExitPredictions
+            Of the batch.
+        batch : PaddedBatch
+            With ``id`` and ``wrd``.
+        """
+        targets = [words.split() for words in batch.wrd]
+        for k, stats in self.error_rates.items():
+            output = ExitOutput(
+                seen.log_probs[self.exit_layers.index(k)],
+                seen.frames,
+                exit_layer=k,
+                blank_index=self.exits.blank_index,
+            )
+            hyps = self.decode(output.hypotheses)
+            stats.append(batch.id, [h.split() for h in hyps], targets)
 
     def decode(self, hypotheses: Sequence[Sequence[int]]) -> list[str]:
         """Transcripts of label sequences.
@@ -236,7 +303,7 @@ class EarlyExitCTC(sb.Brain):
             for k, stats in self.error_rates.items()
         }
         rates["WER_mean"] = sum(rates.values()) / len(rates)
-        stats = {"loss": stage_loss, **rates}
+        stats = {"loss": stage_loss, **rates, **self.more_figures()}
         if stage == sb.Stage.TEST:
             self.log({"stage": "test"}, test_stats=stats)
             return
@@ -251,6 +318,10 @@ class EarlyExitCTC(sb.Brain):
                 min_keys=[self.select_by],
                 num_to_keep=self.average,
             )
+
+    def more_figures(self) -> dict[str, float]:
+        """What a subclass logs of validation beside loss and error rates."""
+        return {}
 
     def check_loss_isfinite(self, loss):
         """Stop, and say what to do, if the loss stays NaN or infinite."""

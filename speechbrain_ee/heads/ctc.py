@@ -93,6 +93,11 @@ class CTCHeads(torch.nn.Module):
         self.register_load_state_dict_pre_hook(_check_same_exits)
 
     @property
+    def per_exit(self) -> list[torch.nn.ModuleDict]:
+        """Modules by exit layer, or one called ``tied`` for all exits."""
+        return [self.linear, self.norm]
+
+    @property
     def normed_layers(self) -> list[int]:
         """The exits that read a state after the encoder's final norm."""
         if self.exit_norm == "shared":
@@ -115,11 +120,25 @@ class CTCHeads(torch.nn.Module):
         torch.Tensor
             Shape (batch, time, vocabulary), before the softmax.
         """
+        return part(self.linear, exit_layer)(self.normed(hidden, exit_layer))
+
+    def normed(self, hidden: torch.Tensor, exit_layer: int) -> torch.Tensor:
+        """What the layers of an exit read of its state.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            As for ``logits``.
+        exit_layer : int
+            Which exit.
+
+        Returns
+        -------
+        torch.Tensor
+            The same shape, after the exit's own norm if it has one.
+        """
         key = str(exit_layer)
-        if key in self.norm:
-            hidden = self.norm[key](hidden)
-        linear = self.linear["tied" if "tied" in self.linear else key]
-        return linear(hidden)
+        return self.norm[key](hidden) if key in self.norm else hidden
 
     def forward(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """All exits at once, for training.
@@ -169,6 +188,30 @@ class CTCHeads(torch.nn.Module):
             exit_layer=exit_layer,
             blank_index=self.blank_index,
         )
+
+
+def part(modules: torch.nn.ModuleDict, exit_layer: int) -> torch.nn.Module:
+    """The module that an exit uses.
+
+    Arguments
+    ---------
+    modules : torch.nn.ModuleDict
+        By exit layer, or one called ``tied``.
+    exit_layer : int
+        Which exit.
+
+    Returns
+    -------
+    torch.nn.Module
+        Its own, or the one that all share.
+
+    Example
+    -------
+    >>> shared = torch.nn.Identity()
+    >>> part(torch.nn.ModuleDict({"tied": shared}), 4) is shared
+    True
+    """
+    return modules["tied" if "tied" in modules else str(exit_layer)]
 
 
 def _check_same_exits(heads, state_dict, prefix, *_):
