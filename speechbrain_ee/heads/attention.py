@@ -19,7 +19,7 @@ from speechbrain.nnet.containers import ModuleList
 from speechbrain.nnet.linear import Linear
 
 from speechbrain_ee.encoders.base import is_padded, padding_mask
-from speechbrain_ee.heads.ctc import CTCHeads, part
+from speechbrain_ee.heads.ctc import CTCHeads, check_same_keys, part
 from speechbrain_ee.heads.output import AttentionOutput
 from speechbrain_ee.heads.search import BeamSearch
 
@@ -253,6 +253,7 @@ class AttentionHeads(CTCHeads):
                 for key in keys
             }
         )
+        self.register_load_state_dict_pre_hook(_check_same_decoders)
 
     @property
     def per_exit(self) -> list[torch.nn.ModuleDict]:
@@ -385,3 +386,10 @@ class AttentionHeads(CTCHeads):
         ]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return part(self.decoder, exit_layer)(tokens, states, frames)
+
+
+def _check_same_decoders(heads, state_dict, prefix, *_):
+    """Say which decoders differ, before torch lists missing keys."""
+    check_same_keys(
+        heads.decoder, state_dict, f"{prefix}decoder.", "tied_decoder"
+    )

@@ -216,13 +216,36 @@ def part(modules: torch.nn.ModuleDict, exit_layer: int) -> torch.nn.Module:
 
 def _check_same_exits(heads, state_dict, prefix, *_):
     """Say which exits differ, before torch lists missing keys."""
-    start = f"{prefix}linear."
-    heads_in = [k[len(start) :] for k in state_dict if k.startswith(start)]
-    found = {k.split(".")[0] for k in heads_in}
-    if found and found != set(heads.linear):
+    check_same_keys(heads.linear, state_dict, f"{prefix}linear.", "tied")
+
+
+def check_same_keys(
+    modules: torch.nn.ModuleDict, state_dict: dict, prefix: str, tied: str
+) -> None:
+    """Raise if a checkpoint has modules at other exits than the model.
+
+    Arguments
+    ---------
+    modules : torch.nn.ModuleDict
+        By exit layer, or one called ``tied`` for all exits.
+    state_dict : dict
+        Of the checkpoint.
+    prefix : str
+        Of the modules in it.
+    tied : str
+        The setting that says whether there is one for all.
+
+    Raises
+    ------
+    ValueError
+        Naming both.
+    """
+    keys = [k[len(prefix) :] for k in state_dict if k.startswith(prefix)]
+    found = {key.split(".")[0] for key in keys}
+    if found and found != set(modules):
         raise ValueError(
             f"This checkpoint has heads at exits {_listed(found)}, the model "
-            f"at {_listed(heads.linear)}. Set the same exit_layers and tied as "
+            f"at {_listed(modules)}. Set the same exit_layers and {tied} as "
             "when it was trained."
         )
 
