@@ -2,5 +2,6 @@
 
 from speechbrain_ee.brains.aed import EarlyExitAED
 from speechbrain_ee.brains.ctc import EarlyExitCTC
+from speechbrain_ee.brains.lm import LanguageModelBrain
 
-__all__ = ["EarlyExitAED", "EarlyExitCTC"]
+__all__ = ["EarlyExitAED", "EarlyExitCTC", "LanguageModelBrain"]

@@ -56,6 +56,9 @@ class EarlyExitAED(EarlyExitCTC):
                 f"the exits at {(self.exits.bos_index, self.exits.eos_index)}: "
                 "say in tokenizer_opts where they are (bos_id, eos_id)."
             )
+        lm = self.exits.search.lm
+        if lm is not None:
+            lm.check_labels(self.tokenizer.sp)
 
     def compute_forward(self, batch, stage):
         """Log-probabilities of the CTC heads and decoders of every exit.
