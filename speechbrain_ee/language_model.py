@@ -92,16 +92,19 @@ class LanguageModel(torch.nn.Module):
             return
         pairs = enumerate(zip(ours, theirs))
         first = next(
-            (f"label {i} is {a!r} here and {b!r} there" for i, (a, b) in pairs
-             if a != b),
+            (
+                f"label {i} is {a!r} here and {b!r} there"
+                for i, (a, b) in pairs
+                if a != b
+            ),
             f"{len(ours)} labels here, {len(theirs)} there",
         )
         raise ValueError(
             f"lm: {self.source} has other labels than the recogniser: {first}. "
             "Train one with train_lm.py on the same text with the same "
             "output_neurons, token_type and tokenizer_opts, or train the "
-            "recogniser with the tokenizer of the language model (pretrained_"
-            "tokenizer)."
+            "recogniser with the language model's own (pretrained_tokenizer: "
+            f"{self.source}/tokenizer.ckpt)."
         )
 
 
@@ -292,8 +295,8 @@ def _fetched(source):
         ]
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"lm: {source!r} cannot be loaded: there is no such folder, and the "
-            "Hub did not give it (offline?). Download it where there is a "
+            f"lm: {source!r} cannot be loaded: there is no such folder, and "
+            "the Hub did not give it (offline?). Download it where there is a "
             "network, and give that folder."
         ) from error
 

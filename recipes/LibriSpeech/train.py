@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-r"""Train a speech recogniser with early exits on LibriSpeech, or on any corpus in
-its layout, and evaluate every exit and the loop that leaves early.
+r"""Train a speech recogniser with early exits on LibriSpeech, or on any
+corpus in its layout, and evaluate every exit and the loop that leaves early.
 
-The encoder, the exits (CTC, or CTC and attention), the Brain that trains them and
-the selectors are built by the YAML. Strategies are
-swapped by naming a block of the folder ``hparams`` at the top of the project.
+The encoder, the exits (CTC, or CTC and attention), the Brain that trains them
+and the selectors are built by the YAML. Strategies are swapped by naming a
+block of the folder ``hparams`` at the top of the project.
 To run this recipe:
 
 > python train.py hparams/conformer_ctc_ee.yaml --data_folder LibriSpeech

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Train the Transformer language model that an attention decoder searches with.
+r"""Train the Transformer language model that attention decoders search with.
 
-Its text is that of the training splits, or a file with a sentence per line, such
-as LibriSpeech's own (https://www.openslr.org/11, unpacked). Its labels are those
-of a recogniser with the same train_splits, output_neurons, token_type and
+Its text is that of the training splits, or a file with a sentence per line,
+such as LibriSpeech's own (https://www.openslr.org/11, unpacked). Its labels are
+those of a recogniser with the same train_splits, output_neurons, token_type and
 tokenizer_opts. To run this recipe, and to use its result:
 
 > python train_lm.py hparams/lm_transformer.yaml --data_folder LibriSpeech \

@@ -214,5 +214,7 @@ def test_a_search_that_cannot_be_is_refused(settings):
 
 def test_a_checkpoint_with_other_decoders_is_refused():
     weights = make_heads(tied_decoder=False).state_dict()
-    with pytest.raises(ValueError, match="exits 2, 4, the model at tied.*tied_decoder"):
+    with pytest.raises(
+        ValueError, match="exits 2, 4, the model at tied.*tied_decoder"
+    ):
         make_heads().load_state_dict(weights)
