@@ -30,6 +30,7 @@ from speechbrain_ee.exits import (
     NeverLeave,
     check_selector,
     get_score,
+    get_selector,
 )
 from speechbrain_ee.files import replacing
 from speechbrain_ee.heads import ExitOutput
@@ -546,14 +547,20 @@ class EarlyExitCTC(sb.Brain):
         ValueError
             Naming the score or selector, with the reason.
         """
-        TraceRecorder(
-            self.exit_layers, [get_score(x) for x in scores], self.decode, {}
-        )
+        scores = [get_score(x) for x in scores]
+        TraceRecorder(self.exit_layers, scores, self.decode, {})
         for label, selector in selectors.items():
             try:
                 check_selector(selector, self.exit_layers)
             except ValueError as error:
                 raise ValueError(f"selectors: {label}: {error}") from error
+            scores.extend(get_selector(selector).scores)
+        for score in scores:
+            if score.searches and not self.exits.has_decoder:
+                raise ValueError(
+                    f"score {score.name} reads an attention decoder, and these "
+                    "exits have CTC heads only."
+                )
 
     def _present(self, groups, dataset) -> dict[str, str]:
         """The grouping columns that a dataset has."""

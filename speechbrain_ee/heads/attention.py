@@ -207,6 +207,8 @@ class AttentionHeads(CTCHeads):
     3
     """
 
+    has_decoder = True
+
     def __init__(
         self,
         exit_layers: Sequence[int],

@@ -55,6 +55,8 @@ class CTCHeads(torch.nn.Module):
     torch.Size([3, 7, 5])
     """
 
+    has_decoder = False  # whether transcripts are searched
+
     def __init__(
         self,
         exit_layers: Sequence[int],
