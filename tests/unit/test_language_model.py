@@ -94,9 +94,17 @@ def test_a_missing_file_is_named(saved, name):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("hyperparams.yaml", "lm_model: !new:torch.nn.Identity", "TransformerLM"),
+        (
+            "hyperparams.yaml",
+            "lm_model: !new:torch.nn.Identity",
+            "TransformerLM",
+        ),
         ("hyperparams.yaml", "seed: 1", "describes no lm_model"),
-        ("hyperparams.yaml", YAML.replace("16", "8"), "does not hold the model"),
+        (
+            "hyperparams.yaml",
+            YAML.replace("16", "8"),
+            "does not hold the model",
+        ),
         ("lm.ckpt", "junk", "does not hold the model"),
         ("tokenizer.ckpt", "junk", "no SentencePiece model"),
     ],
