@@ -48,7 +48,8 @@ class Transcript:
     macs : float
         MACs of layers and heads, without padding.
     seconds : float
-        The utterance's share of the time of layers, heads and scores.
+        The utterance's share of the time of layers, heads, scores and
+        transcripts.
     duration : float
         Length of the audio in seconds.
 
