@@ -70,7 +70,7 @@ class Transcript:
 
 
 class EarlyExitASR(Pretrained):
-    """A CTC speech recogniser with early exits, ready to use.
+    """A speech recogniser with early exits, ready to use.
 
     Load one with :meth:`from_hparams`. Its YAML, as ``write_inference`` makes
     it, has the modules ``encoder`` and ``exits``.
