@@ -136,8 +136,14 @@ def test_every_block_is_used_by_a_run(block):
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(corpora, tmp_path):
-    small = next(row for row in ROWS if name(row) == "conformer_ctc_ee_small")
+@pytest.mark.parametrize("kind", ["ctc", "aed"])
+def test_two_processes_train_together(kind, corpora, tmp_path):
+    small = next(
+        row
+        for row in ROWS
+        if name(row) == f"conformer_{kind}_ee_small"
+        and LM not in row["test_debug_flags"]
+    )
     torchrun = (sys.executable, "-m", "torch.distributed.run")
     done = run(
         *(small, corpora, tmp_path, *DEBUG, "--distributed_backend=gloo"),

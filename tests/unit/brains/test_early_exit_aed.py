@@ -1,5 +1,6 @@
 """The Brain of CTC and attention: losses, accuracy, searches of the loop."""
 
+import time
 from functools import partial
 
 import pytest
@@ -174,6 +175,26 @@ def test_a_score_that_searches_does_not_search_twice():
     left, calls = loop_of(brain, threshold)
     assert left.exit_layer.unique().tolist() == [2, NUM_LAYERS]
     assert calls == [4, 2]  # all at the first exit, the others at the last
+
+
+def test_the_time_of_the_search_counts_where_it_is_spent():
+    brain = make_aed()
+    seen = []
+
+    def slow(*args, **marks):
+        """A search of a tenth of a second."""
+        time.sleep(0.1)
+        return search(*args, **marks)
+
+    search, brain.exits.search = brain.exits.search, slow
+    brain.modules.eval()
+    loop = EarlyExitLoop(brain.encoder, brain.exits, "never")
+    left = loop(
+        torch.randn(2, 9000),
+        on_exit=lambda _, account: seen.append(float(account.seconds.sum())),
+    )
+    assert len(search.calls) == 1
+    assert float(left.seconds.sum()) > seen[-1] + 0.1  # it comes last, once
 
 
 def test_in_a_batch_each_utterance_leaves_with_the_transcript_it_has_alone():
