@@ -25,7 +25,7 @@ class Departures:
     Arguments
     ---------
     hypotheses : list of tuple of int
-        Greedy labels at the exit taken.
+        Transcripts as labels, read at the exit taken.
     exit_layer : torch.Tensor
         The exit taken, int64 of shape (batch,).
     layers_run : torch.Tensor
@@ -35,9 +35,10 @@ class Departures:
     macs : torch.Tensor
         MACs of layers and heads without padding, float64 of shape (batch,).
     seconds : torch.Tensor
-        Share of the time of layers, heads and scores, float64 of shape
-        (batch,): each stretch between two exits is split over the utterances
-        still running, by their frames. The sum is the batch's time.
+        Share of the time of layers, heads, scores and transcripts, float64 of
+        shape (batch,): each stretch between two exits is split over the
+        utterances still running, by their frames, and the time of transcripts
+        over those that leave. The sum is the batch's time.
     front_end_seconds : float
         Time before the first layer, for the whole batch.
     """
@@ -148,8 +149,8 @@ class EarlyExitLoop:
         ids : list of str, optional
             Names of the utterances.
         on_exit : callable, optional
-            Called with the output of each exit and the account so far, outside
-            the measured time.
+            Called with the output of each exit and the account so far, before
+            transcripts are read and outside the measured time.
 
         Returns
         -------
@@ -177,9 +178,6 @@ class EarlyExitLoop:
                 state = self.encoder.step(state)
             output = self._read(state, rows, ids, previous)
             leave = self._decide(output)
-            for i in leave.nonzero().flatten().tolist():
-                account.hypotheses[int(rows[i])] = output.hypotheses[i]
-
             share = state.frames / state.frames.sum()
             account.seconds[rows] += clock.lap() * share
             account.exit_layer[rows] = exit_layer
@@ -188,6 +186,15 @@ class EarlyExitLoop:
             if on_exit is not None:
                 on_exit(output, account.of(rows))
                 clock.lap()
+
+            gone = leave.nonzero().flatten()
+            if len(gone) > 0:
+                # Transcripts may have to be searched: only theirs are.
+                left = output if leave.all() else output.keep(gone)
+                for i, found in zip(rows[gone].tolist(), left.hypotheses):
+                    account.hypotheses[i] = found
+                share = left.frames / left.frames.sum()
+                account.seconds[rows[gone]] += clock.lap() * share
 
             stay = (~leave).nonzero().flatten()
             if len(stay) == 0:

@@ -19,9 +19,11 @@ from tempfile import TemporaryDirectory
 from sentencepiece import SentencePieceProcessor
 from speechbrain.tokenizers.SentencePiece import SentencePiece
 from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.fetching import LocalStrategy, fetch
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_ee.checkpoints import PARTIAL, flush_to_disk
+from speechbrain_ee.files import replacing
 
 logger = get_logger(__name__)
 
@@ -36,6 +38,7 @@ def train_tokenizer(
     annotation_train: str | Path,
     annotation_read: str,
     model_type: str = "unigram",
+    pretrained: str | Path | None = None,
     **options,
 ) -> SentencePiece:
     r"""Train a tokenizer, or take the one that an earlier run has trained.
@@ -58,6 +61,9 @@ def train_tokenizer(
         Its column.
     model_type : str
         unigram, bpe or char; ``token_type`` in recipes.
+    pretrained : str or Path, optional
+        A SentencePiece model to take instead of training one, such as that of
+        a published language model; ``<folder>/<file>``, here or on the Hub.
     **options
         More of ``speechbrain.tokenizers.SentencePiece``, e.g. ``pad_id``.
 
@@ -93,7 +99,10 @@ def train_tokenizer(
         "model_type": model_type,
         **options,
     }
-    run_on_main(_train_once, [Path(model_dir), settings])
+    if pretrained is None:
+        run_on_main(_train_once, [Path(model_dir), settings])
+    else:
+        run_on_main(_take_once, [Path(model_dir), settings, str(pretrained)])
     model = Path(model_dir) / f"{vocab_size}_{model_type}.model"
     try:
         tokenizer = SentencePiece(model_dir=str(model_dir), **settings)
@@ -175,6 +184,31 @@ def _train_once(model_dir, settings):
         # The model last, as it says that all is there.
         for file in sorted(files, key=lambda file: file.suffix == ".model"):
             os.replace(file, model_dir / file.name)
+
+
+def _take_once(model_dir, settings, pretrained):
+    """Copies a tokenizer if it is not there; main process only."""
+    model = (
+        model_dir / f"{settings['vocab_size']}_{settings['model_type']}.model"
+    )
+    folder, _, name = pretrained.rpartition("/")
+    try:
+        # Its default is to link to local files, which may go.
+        taken = fetch(name, folder or ".", local_strategy=LocalStrategy.NO_LINK)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"pretrained: {pretrained} is no file, and the Hub did not give it "
+            "(offline?): name the SentencePiece model as FOLDER/FILE."
+        ) from error
+    content = Path(taken).read_bytes()
+    if model.is_file() and model.read_bytes() != content:
+        raise ValueError(
+            f"{model} is another tokenizer than {pretrained}, and what was "
+            "trained with it needs it: choose another output_folder."
+        )
+    model_dir.mkdir(parents=True, exist_ok=True)
+    with replacing(model) as file:
+        file.write_bytes(content)
 
 
 def _read_text(annotation, column):

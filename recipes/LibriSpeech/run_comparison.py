@@ -31,7 +31,8 @@ KEPT_FILES = (
     "report.md",
     "train_log.txt",
 )
-HPARAMS = "hparams/conformer_ctc_ee_small.yaml"
+CTC = "hparams/conformer_ctc_ee_small.yaml"
+AED = "hparams/conformer_aed_ee_small.yaml"
 SCHEMES = (
     *("rising", "falling", "inverse_confidence"),
     *("alternate", "random_exits"),
@@ -65,26 +66,30 @@ def scheme(objective, seed=1234):
     ]
 
 
+# Name to YAML and overrides.
 RUNS = {
-    **{f"early_exit_seed{s}": [f"--seed={s}"] for s in (1234, 1235, 1236)},
     **{
-        f"single_{layers}_layers_seed{seed}": single(layers, seed)
+        f"early_exit_seed{s}": (CTC, [f"--seed={s}"])
+        for s in (1234, 1235, 1236)
+    },
+    **{
+        f"single_{layers}_layers_seed{seed}": (CTC, single(layers, seed))
         for layers, seed in (
             *((12, 1234), (6, 1234), (4, 1234), (2, 1234)),
             *((12, 1235), (12, 1236)),
         )
     },
     # Half the rate: at 0.002 twelve layers without inner exits do not learn.
-    "single_12_layers_lr_0.001_seed1234": [
-        *single(12, 1234),
-        "--lr=0.001",
-    ],
-    **{f"scheme_{name}_seed1234": scheme(name) for name in SCHEMES},
-    "early_exit_read_speech": [
-        "--train_splits=[train]",
-        "--valid_split=dev",
-        "--test_splits=[test]",
-    ],
+    "single_12_layers_lr_0.001_seed1234": (
+        CTC,
+        [*single(12, 1234), "--lr=0.001"],
+    ),
+    "early_exit_read_speech": (
+        CTC,
+        ["--train_splits=[train]", "--valid_split=dev", "--test_splits=[test]"],
+    ),
+    **{f"scheme_{name}_seed1234": (CTC, scheme(name)) for name in SCHEMES},
+    "conformer_aed_seed1234": (AED, ["--seed=1234"]),
 }
 
 
@@ -103,15 +108,16 @@ def train(name, data_folder):
     bool
         Whether it is done.
     """
+    hparams_file, overrides = RUNS[name]
     output = HERE / "results" / "comparison" / name
     if not (output / "report.html").is_file():
         output.mkdir(parents=True, exist_ok=True)
         with open(output / "console.txt", "a", encoding="utf-8") as console:
             done = subprocess.run(
                 [
-                    *(sys.executable, "train.py", HPARAMS),
+                    *(sys.executable, "train.py", hparams_file),
                     *(f"--data_folder={data_folder}", "--noprogressbar"),
-                    *(f"--output_folder={output}", *RUNS[name]),
+                    *(f"--output_folder={output}", *overrides),
                 ],
                 cwd=HERE,
                 # More threads than processes slow each other down.

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-r"""Train a CTC speech recogniser with early exits on LibriSpeech, or on any
+r"""Train a speech recogniser with early exits on LibriSpeech, or on any
 corpus in its layout, and evaluate every exit and the loop that leaves early.
 
-The encoder, the exits and the selectors are built by the YAML. Strategies are
-swapped by naming a block of the folder ``hparams`` at the top of the project.
+The encoder, the exits (CTC, or CTC and attention), the Brain that trains them
+and the selectors are built by the YAML. Strategies are swapped by naming a
+block of the folder ``hparams`` at the top of the project.
 To run this recipe:
 
 > python train.py hparams/conformer_ctc_ee.yaml --data_folder LibriSpeech
@@ -57,15 +58,13 @@ if __name__ == "__main__":
         },
     )
 
-    # Label 0 is the blank; no sentence marks.
     tokenizer = train_tokenizer(
         model_dir=hparams["save_folder"],
         vocab_size=hparams["output_neurons"],
         annotation_train=hparams["train_csv"],
         annotation_read="wrd",
         model_type=hparams["token_type"],
-        pad_id=hparams["blank_index"],
-        unk_id=hparams["blank_index"] + 1,
+        **hparams["tokenizer_opts"],
     )
     train, valid, tests = make_datasets(
         tokenizer,

@@ -53,15 +53,13 @@ if __name__ == "__main__":
         },
     )
 
-    # Label 0 is the blank; no sentence marks.
     tokenizer = train_tokenizer(
         model_dir=hparams["save_folder"],
         vocab_size=hparams["output_neurons"],
         annotation_train=hparams["train_csv"],
         annotation_read="wrd",
         model_type=hparams["token_type"],
-        pad_id=hparams["blank_index"],
-        unk_id=hparams["blank_index"] + 1,
+        **hparams["tokenizer_opts"],
     )
     train, valid, tests = make_datasets(
         tokenizer,

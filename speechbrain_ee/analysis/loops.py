@@ -60,10 +60,10 @@ def loop_row(
         ``mean_exit_layer`` and ``mean_layers_run`` over utterances,
         ``frame_weighted_exit_layer``; ``error_rate`` in percent with its
         interval ``low`` to ``high``; ``macs`` per utterance; for the whole set
-        ``seconds`` (layers, heads, scores), ``replayed_seconds`` (the same
-        exits, from the traces) and
-        ``front_end_seconds``; ``real_time_factor`` of all, and
-        ``peak_memory_mb`` of the process until then.
+        ``seconds`` (layers, heads, scores, transcripts), ``replayed_seconds``
+        (the same exits, from the traces) and ``front_end_seconds``;
+        ``real_time_factor`` of all, and ``peak_memory_mb`` of the process until
+        then.
 
     Example
     -------

@@ -134,6 +134,7 @@ class TraceRecorder:
         account : Departures
             What they have cost so far.
         """
+        seconds = _seconds(lambda: output.hypotheses, output)
         hyps = self.decode(output.hypotheses)
         refs = [self.references[i] for i in output.ids]
         stats = self.error_rates[output.exit_layer]
@@ -144,7 +145,7 @@ class TraceRecorder:
             # The first call of a score pays for imports and kernels.
             for score in self.scores:
                 score(replace(output))
-        columns = {}
+        columns = {"hypothesis_seconds": seconds}
         for score in self.scores:
             columns.update(_timed(score, output))
         for row, name in enumerate(output.ids):
@@ -214,20 +215,23 @@ class TraceRecorder:
 
 def _timed(score: Score, output: ExitOutput) -> dict[str, list[float]]:
     """A score's values, and the seconds of each utterance behind them."""
-    device = output.log_probs.device
     # A copy has not yet computed its mask and its greedy path: a score that
     # reads them pays for them, as it does in a loop that leaves early.
-    fresh = replace(output)
+    fresh, values = replace(output), []
+    seconds = _seconds(lambda: values.append(score(fresh)), output)
+    return {score.name: values[0].tolist(), f"{score.name}_seconds": seconds}
+
+
+def _seconds(run: Callable[[], object], output: ExitOutput) -> list[float]:
+    """What each utterance's share is in the time of a function."""
+    device = output.log_probs.device
     _finish(device)
     start = time.perf_counter()
-    values = score(fresh)
+    run()
     _finish(device)
     seconds = time.perf_counter() - start
     share = output.frames / output.frames.sum()
-    return {
-        score.name: values.tolist(),
-        f"{score.name}_seconds": (seconds * share.double()).tolist(),
-    }
+    return (seconds * share.double()).tolist()
 
 
 def _finish(device: torch.device) -> None:

@@ -275,10 +275,6 @@ def outcome(
     if traces.frames is not None:
         frames = traces.frames[:, 0]
         weighted = frames @ layers / frames.sum()
-    seconds = traces.seconds
-    if score is not None and seconds is not None:
-        spent = traces.score_seconds.get(score)
-        seconds = None if spent is None else seconds + _asked(spent)
     return pd.DataFrame(
         {
             "mean_exit_layer": layers.mean(axis=0),
@@ -288,7 +284,7 @@ def outcome(
             * at_exits(traces.errors).sum(axis=0)
             / traces.ref_len.sum(),
             "macs": mean(traces.macs),
-            "seconds": len(traces) * mean(seconds),
+            "seconds": len(traces) * mean(traces.seconds_with(score)),
         }
     )
 
@@ -394,10 +390,3 @@ def sweep(
         rows = outcome(traces, np.stack(taken, axis=1))
         parts.append(rows.assign(selector="patience", threshold=patiences))
     return pd.concat(parts, ignore_index=True)[_CURVE]
-
-
-def _asked(spent):
-    """Seconds of a score's questions up to each exit, of shape (N, E)."""
-    spent = spent.copy()
-    spent[:, -1] = 0
-    return spent.cumsum(axis=1)

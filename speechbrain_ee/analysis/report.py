@@ -356,8 +356,9 @@ def _exit_rows(traces, exits) -> pd.DataFrame:
         table["GMACs per utterance"] = [
             f"{x:.3f}" for x in traces.macs.mean(axis=0) / 1e9
         ]
-    if traces.seconds is not None:
-        table["seconds"] = [f"{x:.2f}" for x in traces.seconds.sum(axis=0)]
+    seconds = traces.seconds_with()
+    if seconds is not None:
+        table["seconds"] = [f"{x:.2f}" for x in seconds.sum(axis=0)]
     return table
 
 

@@ -31,6 +31,8 @@ _SETTINGS = (
     "token_type",
     "output_neurons",
     "tied",
+    "tied_decoder",
+    "ctc_weight",
     "augment_prob",
     "train_splits",
     "number_of_epochs",

@@ -19,6 +19,7 @@ import pandas as pd
 # Which columns are scores, and what they mean. The registry of scores says the
 # same (a test compares the two) but imports PyTorch.
 HIGHER_IS_CONFIDENT: dict[str, bool] = {
+    "beam_confidence": True,
     "entropy": False,
     "hypothesis_posterior": True,
     "kl_to_previous": False,
@@ -26,13 +27,16 @@ HIGHER_IS_CONFIDENT: dict[str, bool] = {
     "max_probability": True,
     "sentence_confidence": True,
     "state_similarity": True,
+    "token_entropy": False,
 }
+# Those that search for transcripts, which then need no further search.
+SEARCHES = ("beam_confidence", "token_entropy")
 
 # Columns that group utterances even where their values look like numbers.
 GROUPS = ("speaker", "snr", "language")
 
 _REQUIRED = ("id", "exit_layer", "errors", "ref_len")
-_COSTS = ("layers_run", "frames", "macs", "seconds")
+_COSTS = ("layers_run", "frames", "macs", "seconds", "hypothesis_seconds")
 _TEXTS = ("hyp", "ref")
 _REMEDY = (
     "traces have one row per utterance and exit, as a loop that never leaves "
@@ -61,7 +65,9 @@ class Traces:
     macs : np.ndarray, optional
         Multiply-accumulates up to each exit.
     seconds : np.ndarray, optional
-        Time up to each exit, without that of scores.
+        Time up to each exit, without that of scores and transcripts.
+    hypothesis_seconds : np.ndarray, optional
+        Time to find the transcript at each exit.
     hyp : np.ndarray, optional
         Transcripts.
     ref : np.ndarray, optional
@@ -101,6 +107,7 @@ class Traces:
     frames: np.ndarray | None = None
     macs: np.ndarray | None = None
     seconds: np.ndarray | None = None
+    hypothesis_seconds: np.ndarray | None = None
     hyp: np.ndarray | None = None
     ref: np.ndarray | None = None
     scores: dict[str, np.ndarray] = field(default_factory=dict)
@@ -169,8 +176,8 @@ class Traces:
         frame : pandas.DataFrame
             With columns id, exit_layer, errors and ref_len. Further ones are
             read where there are any: layers_run, hyp, ref, frames, macs,
-            seconds, scores, their ``<score>_seconds``, and groups. Numbers may
-            be text.
+            seconds, hypothesis_seconds, scores, their ``<score>_seconds``, and
+            groups. Numbers may be text.
         source : str
             What messages call the table.
         directions : Mapping, optional
@@ -243,6 +250,53 @@ class Traces:
             directions=directions,
             source=source,
         )
+
+    def seconds_with(self, score: str | None = None) -> np.ndarray | None:
+        """Time to leave at each exit, of shape (N, E), where it is known.
+
+        Arguments
+        ---------
+        score : str, optional
+            Asked at every exit up to the one taken, but not at the last exit of
+            the model, where all leave unasked.
+
+        Returns
+        -------
+        np.ndarray or None
+            Seconds, with those of the transcript and of the score.
+
+        Example
+        -------
+        >>> traces = Traces(
+        ...     ["a"],
+        ...     [2, 4],
+        ...     [[1, 0]],
+        ...     [4],
+        ...     seconds=[[1, 2]],
+        ...     hypothesis_seconds=[[0.5, 0.5]],
+        ...     scores={"entropy": [[0.3, 0.1]]},
+        ...     score_seconds={"entropy": [[0.25, 0.25]]},
+        ... )
+        >>> traces.seconds_with()
+        array([[1.5, 2.5]])
+        >>> traces.seconds_with("entropy")
+        array([[1.75, 2.75]])
+        """
+        if self.seconds is None:
+            return None
+        seconds = self.seconds.copy()
+        if self.hypothesis_seconds is not None:
+            if score in SEARCHES:
+                seconds[:, -1] += self.hypothesis_seconds[:, -1]
+            else:
+                seconds += self.hypothesis_seconds
+        if score is None:
+            return seconds
+        if score not in self.score_seconds:
+            return None
+        asked = self.score_seconds[score].copy()
+        asked[:, -1] = 0
+        return seconds + asked.cumsum(axis=1)
 
     def subset(self, mask) -> Traces:
         """The traces of some of the utterances.

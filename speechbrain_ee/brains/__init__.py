@@ -1,5 +1,7 @@
 """Brains: small sb.Brain subclasses, one per kind of training."""
 
+from speechbrain_ee.brains.aed import EarlyExitAED
 from speechbrain_ee.brains.ctc import EarlyExitCTC
+from speechbrain_ee.brains.lm import LanguageModelBrain
 
-__all__ = ["EarlyExitCTC"]
+__all__ = ["EarlyExitAED", "EarlyExitCTC", "LanguageModelBrain"]

@@ -31,6 +31,7 @@ from speechbrain_ee.exits import (
     NeverLeave,
     check_selector,
     get_score,
+    get_selector,
 )
 from speechbrain_ee.files import replacing
 from speechbrain_ee.heads import ExitOutput
@@ -167,6 +168,28 @@ class EarlyExitCTC(sb.Brain):
         teacher_log_probs : torch.Tensor
             Shape (batch, time, vocabulary); None without a teacher.
         """
+        states, frames, teacher_log_probs = self.encode(batch, stage)
+        return self.modules.exits(states), frames, teacher_log_probs
+
+    def encode(self, batch, stage):
+        """States at the exits, and what the teacher hears.
+
+        Arguments
+        ---------
+        batch : PaddedBatch
+            With ``sig``.
+        stage : Stage
+            Waveforms are augmented in training.
+
+        Returns
+        -------
+        states : list of torch.Tensor
+            One of shape (batch, time, channel) per exit.
+        frames : torch.Tensor
+            Real frames of each utterance, int64 of shape (batch,).
+        teacher_log_probs : torch.Tensor
+            Shape (batch, time, vocabulary); None without a teacher.
+        """
         batch = batch.to(self.device)
         wavs, wav_lens = batch.sig
         if stage == sb.Stage.TRAIN and self.wav_augment is not None:
@@ -178,7 +201,31 @@ class EarlyExitCTC(sb.Brain):
             normed=self.exits.normed_layers,
         )
         heard = None if self.teacher is None else self.teacher(wavs, wav_lens)
-        return self.modules.exits(states), frames, heard
+        return states, frames, heard
+
+    def targets(self, batch, stage):
+        """Labels as the waveforms have become, once these are encoded.
+
+        Arguments
+        ---------
+        batch : PaddedBatch
+            With ``tokens``.
+        stage : Stage
+            Waveforms may be repeated in training.
+
+        Returns
+        -------
+        tokens : torch.Tensor
+            Targets without sentence marks, int64 of shape (batch, tokens).
+        token_counts : torch.Tensor
+            How many of them are real, int64 of shape (batch,).
+        """
+        tokens, token_lens = batch.tokens
+        token_counts = (token_lens * tokens.shape[1]).round().long()
+        if stage == sb.Stage.TRAIN and self.wav_augment is not None:
+            tokens = self.wav_augment.replicate_labels(tokens)
+            token_counts = self.wav_augment.replicate_labels(token_counts)
+        return tokens, token_counts
 
     def compute_objectives(self, predictions, batch, stage):
         """Weighted sum of the exit losses; outside training, errors too.
@@ -197,35 +244,59 @@ class EarlyExitCTC(sb.Brain):
         torch.Tensor
             A scalar.
         """
-        log_probs, frames, teacher_log_probs = predictions
-        tokens, token_lens = batch.tokens
-        token_counts = (token_lens * tokens.shape[1]).round().long()
-        if stage == sb.Stage.TRAIN and self.wav_augment is not None:
-            tokens = self.wav_augment.replicate_labels(tokens)
-            token_counts = self.wav_augment.replicate_labels(token_counts)
+        seen = self.seen(predictions, batch, stage)
         if stage != sb.Stage.TRAIN:
-            targets = [words.split() for words in batch.wrd]
-            for k, stats in self.error_rates.items():
-                output = ExitOutput(
-                    log_probs[self.exit_layers.index(k)],
-                    frames,
-                    exit_layer=k,
-                    blank_index=self.exits.blank_index,
-                )
-                hyps = self.decode(output.hypotheses)
-                stats.append(batch.id, [h.split() for h in hyps], targets)
-        return self.objective(
-            ExitPredictions(
-                self.exit_layers,
-                log_probs,
-                frames,
-                tokens,
-                token_counts,
-                self.exits.blank_index,
-                step=self.optimizer_step if stage == sb.Stage.TRAIN else None,
-                teacher_log_probs=teacher_log_probs,
-            )
+            self.count_errors(seen, batch)
+        return self.objective(seen)
+
+    def seen(self, predictions, batch, stage) -> ExitPredictions:
+        """What the objective sees of a batch.
+
+        Arguments
+        ---------
+        predictions : tuple
+            From ``compute_forward``.
+        batch : PaddedBatch
+            With ``tokens``.
+        stage : Stage
+            Of the experiment.
+
+        Returns
+        -------
+        ExitPredictions
+            With the step, in training.
+        """
+        log_probs, frames, teacher_log_probs = predictions
+        return ExitPredictions(
+            self.exit_layers,
+            log_probs,
+            frames,
+            *self.targets(batch, stage),
+            self.exits.blank_index,
+            step=self.optimizer_step if stage == sb.Stage.TRAIN else None,
+            teacher_log_probs=teacher_log_probs,
         )
+
+    def count_errors(self, seen: ExitPredictions, batch) -> None:
+        """Take down what each exit gets wrong in a batch.
+
+        Arguments
+        ---------
+        seen : ExitPredictions
+            Of the batch.
+        batch : PaddedBatch
+            With ``id`` and ``wrd``.
+        """
+        targets = [words.split() for words in batch.wrd]
+        for k, stats in self.error_rates.items():
+            output = ExitOutput(
+                seen.log_probs[self.exit_layers.index(k)],
+                seen.frames,
+                exit_layer=k,
+                blank_index=self.exits.blank_index,
+            )
+            hyps = self.decode(output.hypotheses)
+            stats.append(batch.id, [h.split() for h in hyps], targets)
 
     def decode(self, hypotheses: Sequence[Sequence[int]]) -> list[str]:
         """Transcripts of label sequences.
@@ -313,7 +384,7 @@ class EarlyExitCTC(sb.Brain):
             for k, stats in self.error_rates.items()
         }
         rates["WER_mean"] = sum(rates.values()) / len(rates)
-        stats = {"loss": stage_loss, **rates}
+        stats = {"loss": stage_loss, **rates, **self.more_figures()}
         if stage == sb.Stage.TEST:
             self.log({"stage": "test"}, test_stats=stats)
             return
@@ -328,6 +399,10 @@ class EarlyExitCTC(sb.Brain):
                 min_keys=[self.select_by],
                 num_to_keep=self.average,
             )
+
+    def more_figures(self) -> dict[str, float]:
+        """What a subclass logs of validation beside loss and error rates."""
+        return {}
 
     def check_loss_isfinite(self, loss):
         """Stop, and say what to do, if the loss stays NaN or infinite."""
@@ -561,6 +636,13 @@ class EarlyExitCTC(sb.Brain):
                 check_selector(selector, self.exit_layers, scores)
             except ValueError as error:
                 raise ValueError(f"selectors: {label}: {error}") from error
+            scores.extend(get_selector(selector).scores)
+        for score in scores:
+            if score.searches and not self.exits.has_decoder:
+                raise ValueError(
+                    f"score {score.name} reads an attention decoder, and these "
+                    "exits have CTC heads only."
+                )
 
     def _prepare_teacher(self) -> None:
         """Move it beside the student, or raise if it cannot teach it."""

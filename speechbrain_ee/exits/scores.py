@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ee.exits.nbest import ctc_nbest
-from speechbrain_ee.heads.output import ExitOutput
+from speechbrain_ee.heads.output import AttentionOutput, ExitOutput
 from speechbrain_ee.overrides import nearest
 
 SCORES: dict[str, Callable[..., torch.Tensor]] = {}
@@ -36,6 +36,7 @@ def score(
     higher_is_confident: bool,
     previous: int = 0,
     hidden: bool = False,
+    searches: bool = False,
 ):
     """Register a function of an ``ExitOutput`` as a score.
 
@@ -49,6 +50,8 @@ def score(
         How many earlier exits the function reads.
     hidden : bool
         Whether it reads the hidden states.
+    searches : bool
+        Whether it reads what the search of an attention decoder finds.
 
     Returns
     -------
@@ -72,6 +75,7 @@ def score(
         function.higher_is_confident = higher_is_confident
         function.previous = previous
         function.hidden = hidden
+        function.searches = searches
         SCORES[name] = function
         return function
 
@@ -97,6 +101,8 @@ class Score:
         How many earlier exits it reads.
     hidden : bool
         Whether it reads the hidden states.
+    searches : bool
+        Whether it reads what the search of an attention decoder finds.
 
     Example
     -------
@@ -115,6 +121,7 @@ class Score:
     higher_is_confident: bool = True
     previous: int = 0
     hidden: bool = False
+    searches: bool = False
 
     @property
     def definition(self) -> dict[str, object]:
@@ -213,6 +220,7 @@ def get_score(spec, **options) -> Score:
         higher_is_confident=function.higher_is_confident,
         previous=function.previous,
         hidden=function.hidden,
+        searches=function.searches,
     )
 
 
@@ -503,3 +511,69 @@ def state_similarity(output: ExitOutput) -> torch.Tensor:
     return _mean_over_frames(cosine, output).masked_fill(
         has_nan(output) | has_nan(output.previous), math.nan
     )
+
+
+@score("token_entropy", higher_is_confident=False, searches=True)
+def token_entropy(output: AttentionOutput) -> torch.Tensor:
+    """Mean entropy of an attention decoder along its transcript, in nats.
+
+    Over the labels of the best hypothesis and the sentence's end, each given
+    those before it.
+
+    Arguments
+    ---------
+    output : AttentionOutput
+        The reading of an exit with a decoder.
+
+    Returns
+    -------
+    torch.Tensor
+        Values of shape (batch,).
+    """
+    _check_searched(output, "token_entropy")
+    log_probs = output.token_log_probs.clamp(min=_LOWEST)
+    entropies = -(log_probs.exp() * log_probs).sum(dim=-1)
+    counts = torch.tensor(
+        [len(one) + 1 for one in output.hypotheses], device=entropies.device
+    )
+    places = torch.arange(entropies.shape[1], device=entropies.device)
+    beyond = places >= counts[:, None]
+    means = entropies.masked_fill(beyond, 0.0).sum(dim=1) / counts
+    return means.masked_fill(output.frames_on_device == 0, math.nan)
+
+
+@score("beam_confidence", higher_is_confident=True, searches=True)
+def beam_confidence(output: AttentionOutput) -> torch.Tensor:
+    """Share of the best transcript in the probability of those in the beam.
+
+    Ψ of Wright et al. (arXiv:2309.09546) for attention decoders: softmax over
+    the summed log-probabilities of labels, K being the size of the beam. A list
+    of one carries no evidence and gives NaN.
+
+    Arguments
+    ---------
+    output : AttentionOutput
+        The reading of an exit with a decoder.
+
+    Returns
+    -------
+    torch.Tensor
+        Values of shape (batch,), from 0 to 1.
+    """
+    _check_searched(output, "beam_confidence")
+    confidences = _no_evidence(output)
+    for row, found in enumerate(output.nbest):
+        if len(found) > 1 and output.frames[row] > 0:
+            log_probs = torch.tensor([log_prob for _, log_prob in found])
+            confidences[row] = log_probs.softmax(dim=0)[0]
+    return confidences
+
+
+def _check_searched(output, name):
+    """Raises if an exit has no decoder."""
+    if not isinstance(output, AttentionOutput):
+        raise ValueError(
+            f"score {name} reads an attention decoder, and these exits have "
+            "CTC heads only: take entropy or sentence_confidence, or exits of "
+            "the kind AttentionHeads."
+        )

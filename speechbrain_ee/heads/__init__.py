@@ -1,6 +1,15 @@
 """Heads: what is read out of an encoder state, as an ``ExitOutput``."""
 
+from speechbrain_ee.heads.attention import AttentionDecoder, AttentionHeads
 from speechbrain_ee.heads.ctc import CTCHeads
-from speechbrain_ee.heads.output import ExitOutput
+from speechbrain_ee.heads.output import AttentionOutput, ExitOutput
+from speechbrain_ee.heads.search import BeamSearch
 
-__all__ = ["CTCHeads", "ExitOutput"]
+__all__ = [
+    "AttentionDecoder",
+    "AttentionHeads",
+    "AttentionOutput",
+    "BeamSearch",
+    "CTCHeads",
+    "ExitOutput",
+]

@@ -55,6 +55,8 @@ class CTCHeads(torch.nn.Module):
     torch.Size([3, 7, 5])
     """
 
+    has_decoder = False  # whether transcripts are searched
+
     def __init__(
         self,
         exit_layers: Sequence[int],
@@ -93,6 +95,11 @@ class CTCHeads(torch.nn.Module):
         self.register_load_state_dict_pre_hook(_check_same_exits)
 
     @property
+    def per_exit(self) -> list[torch.nn.ModuleDict]:
+        """Modules by exit layer, or one called ``tied`` for all exits."""
+        return [self.linear, self.norm]
+
+    @property
     def normed_layers(self) -> list[int]:
         """The exits that read a state after the encoder's final norm."""
         if self.exit_norm == "shared":
@@ -115,11 +122,25 @@ class CTCHeads(torch.nn.Module):
         torch.Tensor
             Shape (batch, time, vocabulary), before the softmax.
         """
+        return part(self.linear, exit_layer)(self.normed(hidden, exit_layer))
+
+    def normed(self, hidden: torch.Tensor, exit_layer: int) -> torch.Tensor:
+        """What the layers of an exit read of its state.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            As for ``logits``.
+        exit_layer : int
+            Which exit.
+
+        Returns
+        -------
+        torch.Tensor
+            The same shape, after the exit's own norm if it has one.
+        """
         key = str(exit_layer)
-        if key in self.norm:
-            hidden = self.norm[key](hidden)
-        linear = self.linear["tied" if "tied" in self.linear else key]
-        return linear(hidden)
+        return self.norm[key](hidden) if key in self.norm else hidden
 
     def forward(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """All exits at once, for training.
@@ -171,15 +192,62 @@ class CTCHeads(torch.nn.Module):
         )
 
 
+def part(modules: torch.nn.ModuleDict, exit_layer: int) -> torch.nn.Module:
+    """The module that an exit uses.
+
+    Arguments
+    ---------
+    modules : torch.nn.ModuleDict
+        By exit layer, or one called ``tied``.
+    exit_layer : int
+        Which exit.
+
+    Returns
+    -------
+    torch.nn.Module
+        Its own, or the one that all share.
+
+    Example
+    -------
+    >>> shared = torch.nn.Identity()
+    >>> part(torch.nn.ModuleDict({"tied": shared}), 4) is shared
+    True
+    """
+    return modules["tied" if "tied" in modules else str(exit_layer)]
+
+
 def _check_same_exits(heads, state_dict, prefix, *_):
     """Say which exits differ, before torch lists missing keys."""
-    start = f"{prefix}linear."
-    heads_in = [k[len(start) :] for k in state_dict if k.startswith(start)]
-    found = {k.split(".")[0] for k in heads_in}
-    if found and found != set(heads.linear):
+    check_same_keys(heads.linear, state_dict, f"{prefix}linear.", "tied")
+
+
+def check_same_keys(
+    modules: torch.nn.ModuleDict, state_dict: dict, prefix: str, tied: str
+) -> None:
+    """Raise if a checkpoint has modules at other exits than the model.
+
+    Arguments
+    ---------
+    modules : torch.nn.ModuleDict
+        By exit layer, or one called ``tied`` for all exits.
+    state_dict : dict
+        Of the checkpoint.
+    prefix : str
+        Of the modules in it.
+    tied : str
+        The setting that says whether there is one for all.
+
+    Raises
+    ------
+    ValueError
+        Naming both.
+    """
+    keys = [k[len(prefix) :] for k in state_dict if k.startswith(prefix)]
+    found = {key.split(".")[0] for key in keys}
+    if found and found != set(modules):
         raise ValueError(
             f"This checkpoint has heads at exits {_listed(found)}, the model "
-            f"at {_listed(heads.linear)}. Set the same exit_layers and tied as "
+            f"at {_listed(modules)}. Set the same exit_layers and {tied} as "
             "when it was trained."
         )
 

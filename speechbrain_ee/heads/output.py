@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from speechbrain_ee.heads.attention import AttentionHeads
 
 
 @dataclass
@@ -129,3 +133,78 @@ class ExitOutput:
             if self.previous is not None and history > 0
             else None,
         )
+
+
+@dataclass
+class AttentionOutput(ExitOutput):
+    """The reading of an exit whose transcripts an attention decoder finds.
+
+    What :class:`ExitOutput` says of log-probabilities and of ``greedy`` holds
+    for the CTC head. The search runs when ``nbest`` or ``hypotheses`` is first
+    asked for, and once.
+
+    Arguments
+    ---------
+    log_probs : torch.Tensor
+        As for ExitOutput, as are the next five.
+    frames : torch.Tensor
+        See above.
+    exit_layer : int
+        See above.
+    blank_index : int
+        See above.
+    ids : list of str, optional
+        See above.
+    hidden : torch.Tensor, optional
+        See above.
+    previous : ExitOutput, optional
+        See above.
+    states : torch.Tensor
+        What CTC head and decoder read, of shape (batch, time, channel).
+    heads : AttentionHeads
+        What has read it.
+    """
+
+    states: torch.Tensor | None = None
+    heads: AttentionHeads | None = None
+
+    @cached_property
+    def nbest(self) -> list[list[tuple[tuple[int, ...], float]]]:
+        """The transcripts that the search found, best first.
+
+        Returns
+        -------
+        list of list of tuple
+            For each utterance (labels, sum of the decoder's log-probabilities
+            in nats).
+        """
+        return self.heads.find(self.states, self.frames, self.exit_layer)
+
+    @cached_property
+    def hypotheses(self) -> list[tuple[int, ...]]:
+        """The best transcript of each utterance as label indices."""
+        return [found[0][0] for found in self.nbest]
+
+    @cached_property
+    def token_log_probs(self) -> torch.Tensor:
+        """The decoder's log-probabilities along ``hypotheses``.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (batch, labels + 1, vocabulary), float32: of each label, and
+            behind the last, where the sentence should end.
+        """
+        return self.heads.spell(
+            self.states, self.frames, self.exit_layer, self.hypotheses
+        )
+
+    def keep(self, rows, history: int = 0) -> AttentionOutput:
+        """See ``ExitOutput.keep``; what was found stays found."""
+        kept = super().keep(rows, history)
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        states = self.states[:, : int(kept.frames.max())]
+        kept.states = states[rows.to(states.device)]
+        if "nbest" in self.__dict__:
+            kept.nbest = [self.nbest[i] for i in rows]
+        return kept

@@ -49,7 +49,8 @@ class Transcript:
     macs : float
         MACs of layers and heads, without padding.
     seconds : float
-        The utterance's share of the time of layers, heads and scores.
+        The utterance's share of the time of layers, heads, scores and
+        transcripts.
     duration : float
         Length of the audio in seconds.
 
@@ -70,7 +71,7 @@ class Transcript:
 
 
 class EarlyExitASR(Pretrained):
-    """A CTC speech recogniser with early exits, ready to use.
+    """A speech recogniser with early exits, ready to use.
 
     Load one with :meth:`from_hparams`. Its YAML, as ``write_inference`` makes
     it, has the modules ``encoder`` and ``exits``.

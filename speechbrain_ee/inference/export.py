@@ -70,6 +70,7 @@ _PARTS = {
         "normalizer.ckpt",
         "load_statistics",
     ),
+    "lm": ("<exits[search][lm]>", "lm.ckpt", "load_weights"),
     "tokenizer": ("<tokenizer>", "tokenizer.model", "load_tokenizer"),
 }
 
@@ -86,7 +87,8 @@ def write_inference(
 
     The files are ``encoder.ckpt``, ``exits.ckpt``, ``tokenizer.model``,
     ``normalizer.ckpt`` where the features are normalised with global
-    statistics, and at last ``inference.yaml``. What stood there before is
+    statistics, ``lm.ckpt`` where transcripts are searched with a language
+    model, and at last ``inference.yaml``. What stood there before is
     replaced once all are complete. With several processes, call it in one.
 
     Arguments
@@ -155,7 +157,8 @@ def write_inference(
         selector = read_selector(selector)  # it stays behind, if these move
     selector = "never" if selector is None else _plain(selector)
     check_selector(selector, exits.exit_layers)
-    nodes = _nodes_of_model(hparams_file, encoder)
+    lm = getattr(getattr(exits, "search", None), "lm", None)
+    nodes = _nodes_of_model(hparams_file, encoder, lm)
     parts = dict(_PARTS)
     weights = {"encoder": encoder.state_dict(), "exits": exits.state_dict()}
     statistics = _statistics(encoder)
@@ -163,6 +166,10 @@ def write_inference(
         del parts["normalizer"]
     else:
         weights["normalizer"] = statistics
+    if lm is None:
+        del parts["lm"]
+    else:
+        weights["lm"] = lm.model.state_dict()
     write_model(
         folder,
         _inference_yaml(nodes, selector, parts, exits.exit_layers[0]),
@@ -382,7 +389,7 @@ def _statistics(encoder) -> dict | None:
     }
 
 
-def _nodes_of_model(hparams_file, encoder) -> CommentedMap:
+def _nodes_of_model(hparams_file, encoder, lm) -> CommentedMap:
     """Sample rate, encoder and exits of a run's YAML."""
     with open(hparams_file, encoding="utf-8") as file:
         hparams = make_yaml().load(resolve_references(file))
@@ -405,6 +412,11 @@ def _nodes_of_model(hparams_file, encoder) -> CommentedMap:
         nodes["encoder"].pop("augment", None)
     else:
         _describe_model(nodes["encoder"], encoder)
+    search = nodes["exits"].get("search")
+    if lm is not None:
+        search["lm"] = make_yaml().load(lm.description)["lm_model"]
+    elif search is not None:
+        search.pop("lm", None)
     return nodes
 
 

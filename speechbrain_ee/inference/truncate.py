@@ -146,7 +146,7 @@ def _cut_weights(asr: EarlyExitASR, exit_layer: int) -> dict[str, dict]:
     """Take what lies behind the exit out of the model; what is left."""
     encoder, heads = asr.mods.encoder, asr.mods.exits
     del encoder.layers[exit_layer:]
-    for part in (heads.linear, heads.norm):
+    for part in heads.per_exit:
         for key in list(part):
             if key != "tied" and int(key) > exit_layer:
                 del part[key]

@@ -1,5 +1,9 @@
 """Objectives: losses over exits, their weights and training schemes."""
 
+from speechbrain_ee.objectives.attention import (
+    attention_exit_losses,
+    with_end,
+)
 from speechbrain_ee.objectives.confidence import InverseConfidence
 from speechbrain_ee.objectives.ctc import ctc_exit_losses, frames_needed
 from speechbrain_ee.objectives.distillation import (
@@ -14,6 +18,7 @@ __all__ = [
     "AlternateExits",
     "ExitLossSum",
     "ExitPredictions",
+    "attention_exit_losses",
     "InverseConfidence",
     "PosteriorDistillation",
     "RandomExits",
@@ -21,4 +26,5 @@ __all__ = [
     "ctc_exit_losses",
     "frames_needed",
     "weighted_sum",
+    "with_end",
 ]

@@ -13,6 +13,10 @@ from functools import cached_property
 import torch
 
 from speechbrain_ee.encoders.base import padding_mask
+from speechbrain_ee.objectives.attention import (
+    attention_exit_losses,
+    with_end,
+)
 from speechbrain_ee.objectives.ctc import ctc_exit_losses
 
 
@@ -41,6 +45,16 @@ class ExitPredictions:
         What a frozen model says of the same waveforms, without gradient, of
         shape (batch, time, vocabulary). Only objectives whose ``needs_teacher``
         is True get it.
+    token_log_probs : torch.Tensor, optional
+        What attention decoders say of each label and of the sentence's end, of
+        shape (exits, batch, tokens + 1, vocabulary).
+    eos_index : int
+        Index of the sentence's end.
+    ctc_weight : float
+        Weight of CTC in the loss where there are decoders, λ_CTC of Wright et
+        al. (arXiv 2309.09546), Eq. 4; the rest is the decoders', λ_CE.
+    label_smoothing : float
+        Share of the decoders' targets that is spread over all labels.
 
     Example
     -------
@@ -61,6 +75,10 @@ class ExitPredictions:
     blank_index: int = 0
     step: int | None = None
     teacher_log_probs: torch.Tensor | None = None
+    token_log_probs: torch.Tensor | None = None
+    eos_index: int = 2
+    ctc_weight: float = 0.3
+    label_smoothing: float = 0.0
 
     @cached_property
     def losses(self) -> torch.Tensor:
@@ -78,6 +96,13 @@ class ExitPredictions:
             self.token_counts,
             self.blank_index,
         )
+        if self.token_log_probs is not None:
+            attention = attention_exit_losses(
+                self.token_log_probs,
+                with_end(self.tokens, self.token_counts, self.eos_index),
+                self.label_smoothing,
+            )
+            losses = torch.lerp(attention, losses, self.ctc_weight)
         return losses / self.token_counts.clamp_min(1)
 
     def mean_over_frames(self, values: torch.Tensor) -> torch.Tensor:

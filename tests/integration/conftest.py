@@ -5,7 +5,7 @@ import pytest
 from speechbrain_ee.corpora.librispeech import make_librispeech
 from speechbrain_ee.corpora.tedlium import make_tedlium
 from speechbrain_ee.corpora.voxpopuli import make_voxpopuli
-from tests.integration.recipes import ROWS, SPLITS, check, run, trains
+from tests.integration.recipes import LM, ROWS, SPLITS, check, run, trains
 from tests.unit.encoders.backbones import save_pretrained
 
 
@@ -47,4 +47,13 @@ def teacher(corpora, trained):
     """That training once more, where rows that learn from it look for it."""
     folder = corpora / "teacher"
     folder.symlink_to(trained[0])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def language_model(corpora):
+    """The folder of a language model, where rows look for it."""
+    row = next(row for row in ROWS if row["Task"] == "LM")
+    folder = corpora / LM.split("/")[-1]
+    check(run(row, corpora, folder, "--number_of_epochs=2"))
     return folder

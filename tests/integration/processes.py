@@ -23,8 +23,13 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from speechbrain.dataio.batch import PaddedBatch
 
-from speechbrain_ee.brains import EarlyExitCTC
-from speechbrain_ee.heads import CTCHeads
+from speechbrain_ee.brains import EarlyExitAED, EarlyExitCTC
+from speechbrain_ee.heads import (
+    AttentionDecoder,
+    AttentionHeads,
+    BeamSearch,
+    CTCHeads,
+)
 from speechbrain_ee.inference import FrozenTeacher
 from tests.unit.encoders.backbones import NUM_LAYERS, build
 from tests.unit.inference.models import train_tokenizer
@@ -35,7 +40,8 @@ STEPS = 3
 SAMPLES = (16000, 9000, 12000, 14500)
 TEXTS = ("ABCDEF", "FEED", "A CAB", "CA FE")
 SAMPLE_RATE = 16000
-VOCABULARY = 12
+VOCABULARY = 14
+MARKS = {"bos": 2, "eos": 3}
 RUN_OPTS = {
     "device": "cpu",
     "distributed_backend": "gloo",
@@ -43,27 +49,48 @@ RUN_OPTS = {
 }
 
 
-def make_modules(backbone, exit_layers, seed):
-    """Encoder and CTC exits, always with the same random weights."""
+def make_ctc(exit_layers, width):
+    """CTC heads."""
+    return CTCHeads(exit_layers, width, VOCABULARY)
+
+
+def make_attention(exit_layers, width, tied_decoder):
+    """CTC heads and decoders."""
+    return AttentionHeads(
+        exit_layers,
+        width,
+        VOCABULARY,
+        decoder=partial(AttentionDecoder, nhead=2, num_layers=1, d_ffn=16),
+        search=BeamSearch(),
+        bos_index=MARKS["bos"],
+        eos_index=MARKS["eos"],
+        tied_decoder=tied_decoder,
+    )
+
+
+def make_modules(backbone, make_exits, exit_layers, seed):
+    """Encoder and exits, always with the same random weights."""
     encoder = build(backbone).encoder
     torch.manual_seed(seed)
-    exits = CTCHeads(exit_layers, encoder.output_size, VOCABULARY)
-    return {"encoder": encoder, "exits": exits}
+    return {
+        "encoder": encoder,
+        "exits": make_exits(exit_layers, encoder.output_size),
+    }
 
 
-def make_ctc(backbone, tokenizer, objective):
-    """A Brain that trains CTC exits, without dropout."""
+def make_brain(backbone, tokenizer, objective, kind, make_exits):
+    """What trains exits, without dropout."""
     teacher = None
     if getattr(objective, "needs_teacher", False):
         teacher = FrozenTeacher(
-            make_modules(backbone, [NUM_LAYERS - 1], seed=1),
+            make_modules(backbone, make_ctc, [NUM_LAYERS - 1], seed=1),
             tokenizer,
             SAMPLE_RATE,
         )
-    modules = make_modules(backbone, [1, 2, NUM_LAYERS], seed=0)
+    modules = make_modules(backbone, make_exits, [1, 2, NUM_LAYERS], seed=0)
     for module in modules.values():
         remove_dropout(module)
-    return EarlyExitCTC(
+    return kind(
         tokenizer=SimpleNamespace(sp=tokenizer),
         objective=objective,
         teacher=teacher,
@@ -76,11 +103,24 @@ def make_ctc(backbone, tokenizer, objective):
     )
 
 
+CTC = {"kind": EarlyExitCTC, "make_exits": make_ctc}
+CONFORMER = "conformer-RelPosMHAXL"
+# Name to backbone, Brain and exits.
 MODELS = {
-    "conformer_ctc": partial(make_ctc, "conformer-RelPosMHAXL"),
-    "wav2vec2_ctc": partial(make_ctc, "wav2vec2-base"),
-    "wavlm_ctc": partial(make_ctc, "wavlm-base"),
-    "hubert_ctc": partial(make_ctc, "hubert-base"),
+    "conformer_ctc": (CONFORMER, CTC),
+    **{
+        f"conformer_aed_{name}": (
+            CONFORMER,
+            {
+                "kind": EarlyExitAED,
+                "make_exits": partial(make_attention, tied_decoder=tied),
+            },
+        )
+        for name, tied in (("one_decoder", True), ("decoder_per_exit", False))
+    },
+    "wav2vec2_ctc": ("wav2vec2-base", CTC),
+    "hubert_ctc": ("hubert-base", CTC),
+    "wavlm_ctc": ("wavlm-base", CTC),
 }
 CASES = [(model, scheme) for model in MODELS for scheme in sorted(BLOCKS)]
 
@@ -129,7 +169,8 @@ def train(model, scheme, tokenizer, rank, processes):
     dict
         Its parameters ``before`` and ``after``, by name.
     """
-    brain = MODELS[model](tokenizer, make_objective(scheme))
+    backbone, parts = MODELS[model]
+    brain = make_brain(backbone, tokenizer, make_objective(scheme), **parts)
     assert not brain.find_unused_parameters
     batches = make_batches(tokenizer, rank, processes)
     brain.modules.train()
@@ -158,7 +199,7 @@ def main(folder):
     processes = int(os.environ.get("WORLD_SIZE", 1))
     sb.utils.distributed.ddp_init_group(RUN_OPTS)
     with TemporaryDirectory() as own:
-        train_tokenizer(Path(own) / "char.model")
+        train_tokenizer(Path(own) / "char.model", labels=12, **MARKS)
         tokenizer = SentencePieceProcessor(str(Path(own) / "char.model"))
     done = {case: train(*case, tokenizer, rank, processes) for case in CASES}
     torch.save(done, Path(folder) / f"{rank}_of_{processes}.pt")

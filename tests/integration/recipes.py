@@ -13,6 +13,11 @@ ROWS = [
     for path in sorted((ROOT / "tests" / "recipes").glob("*.csv"))
     for row in csv.DictReader(path.open(encoding="utf-8"))
 ]
+# Those of recognisers, which are evaluated exit by exit.
+RECOGNISERS = [
+    row for row in ROWS if Path(row["Script_file"]).name == "train.py"
+]
+LM = "tests/tmp/lm"
 
 
 def flags(row):

@@ -17,6 +17,8 @@ from ruamel.yaml import YAML
 
 from speechbrain_ee.overrides import resolve_overrides
 from tests.integration.recipes import (
+    LM,
+    RECOGNISERS,
     ROOT,
     ROWS,
     SPLITS,
@@ -33,18 +35,18 @@ DEBUG = ("--debug", "--debug_persistently")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=name)
+@pytest.mark.parametrize("row", RECOGNISERS, ids=name)
 def test_the_recipe_runs_from_end_to_end(row, request, tmp_path):
-    if trains(row):
+    if LM in row["test_debug_flags"]:
+        request.getfixturevalue("language_model")
+    if row == next(filter(trains, ROWS)):
         tmp_path, _ = request.getfixturevalue("trained")
     else:
         corpora = request.getfixturevalue("corpora")
         if is_taught(row):
             request.getfixturevalue("teacher")
-        check(run(row, corpora, tmp_path, *DEBUG))
-    listed = re.search(r"file_exists=\[(.*?)\]", row["test_debug_checks"])[1]
-    missing = [f for f in listed.split(",") if not (tmp_path / f).is_file()]
-    assert missing == []
+        check(run(row, corpora, tmp_path, *(() if trains(row) else DEBUG)))
+    assert missing_files(row, tmp_path) == []
 
     log = (tmp_path / "train_log.txt").read_text()
     settings = YAML().load(tmp_path / "hyperparams.yaml")
@@ -79,6 +81,21 @@ def test_the_recipe_runs_from_end_to_end(row, request, tmp_path):
     fixed = curve[curve["selector"] == "fixed"]
     assert fixed["threshold"].tolist() == layers
     assert fixed["error_rate"].iloc[-1] == pytest.approx(rate)
+
+
+def missing_files(row, folder):
+    """What a row's run should have written, and has not."""
+    listed = re.search(r"file_exists=\[(.*?)\]", row["test_debug_checks"])[1]
+    return [file for file in listed.split(",") if not (folder / file).is_file()]
+
+
+@pytest.mark.slow
+def test_a_language_model_is_trained(language_model):
+    row = next(row for row in ROWS if row["Task"] == "LM")
+    assert missing_files(row, language_model) == []
+    log = (language_model / "train_log.txt").read_text().splitlines()
+    losses = [float(re.search(r"train loss: ([\d.e+]+)", x)[1]) for x in log]
+    assert losses[-1] < losses[0]
 
 
 def performance_is_met(checks, output_folder):
@@ -122,8 +139,14 @@ def test_every_block_is_used_by_a_run(block):
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(corpora, tmp_path):
-    small = next(row for row in ROWS if name(row) == "conformer_ctc_ee_small")
+@pytest.mark.parametrize("kind", ["ctc", "aed"])
+def test_two_processes_train_together(kind, corpora, tmp_path):
+    small = next(
+        row
+        for row in ROWS
+        if name(row) == f"conformer_{kind}_ee_small"
+        and LM not in row["test_debug_flags"]
+    )
     torchrun = (sys.executable, "-m", "torch.distributed.run")
     done = run(
         *(small, corpora, tmp_path, *DEBUG, "--distributed_backend=gloo"),
@@ -141,6 +164,10 @@ def test_two_processes_train_together(corpora, tmp_path):
         ("LibriSpeech/hparams/conformer_ctc_ee_small.yaml", 2.06),
         ("LibriSpeech/hparams/conformer_ctc_single.yaml", 31.14),
         ("LibriSpeech/hparams/demo.yaml", 1.04),
+        ("LibriSpeech/hparams/conformer_aed_ee.yaml", 13.33),  # paper: 13.3
+        ("LibriSpeech/hparams/conformer_aed_ee_small.yaml", 2.31),
+        ("LibriSpeech/hparams/conformer_aed_single.yaml", 13.33),
+        ("LibriSpeech/hparams/lm_transformer.yaml", 93.33),
         ("TED-LIUM/hparams/conformer_ctc_ee.yaml", 31.47),  # paper: 31.0
         ("TED-LIUM/hparams/conformer_ctc_single.yaml", 31.14),
         ("VoxPopuli/hparams/conformer_ctc_ee.yaml", 31.47),
@@ -179,9 +206,10 @@ def test_the_pretrained_models_have_the_papers_size(encoder, layers, tmp_path):
     assert hparams["encoder"].model.config.layerdrop == 0
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name)
+@pytest.mark.parametrize("row", RECOGNISERS, ids=name)
 def test_the_modules_that_run_are_those_that_are_saved(row, models, tmp_path):
-    given = [*flags(row), f"--output_folder={tmp_path}"]
+    given = [flag for flag in flags(row) if LM not in flag]
+    given.append(f"--output_folder={tmp_path}")
     given = [one.replace("tests/tmp", str(models)) for one in given]
     hparams_file, _, text = sb.parse_arguments([row["Hparam_file"], *given])
     text = resolve_overrides(ROOT / hparams_file, text, ROOT / "hparams")

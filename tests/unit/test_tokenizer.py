@@ -205,3 +205,21 @@ def test_a_tokenizer_of_another_size_is_named(train, tmp_path):
         path.with_name(f"31_bpe.{suffix}").write_bytes(text)
     with pytest.raises(ValueError, match=r"31_bpe.model has 30 labels and not"):
         train(31)
+
+
+def test_a_tokenizer_of_others_is_taken_as_it_is(train, tmp_path):
+    first = train(LABELS_OF_CHARACTERS, "char")
+    model = tmp_path / "published" / "tokenizer.ckpt"
+    model.parent.mkdir()
+    os.rename(first.prefix_model_file + ".model", model)
+    taken = train(LABELS_OF_CHARACTERS, "char", pretrained=model)
+    assert taken.sp.encode_as_ids(SENTENCES[0]) == first.sp.encode_as_ids(
+        SENTENCES[0]
+    )
+    train(LABELS_OF_CHARACTERS, "char", pretrained=str(model))  # once more
+    other = tmp_path / "published" / "other.ckpt"
+    other.write_bytes(model.read_bytes() + b"\n\0")
+    with pytest.raises(ValueError, match="another tokenizer than .*other.ckpt"):
+        train(LABELS_OF_CHARACTERS, "char", pretrained=other)
+    with pytest.raises(FileNotFoundError, match="pretrained: .*nowhere"):
+        train(30, "char", pretrained=tmp_path / "nowhere" / "tokenizer.ckpt")

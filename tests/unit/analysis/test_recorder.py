@@ -86,7 +86,8 @@ def test_errors_are_those_that_jiwer_counts(recorder):
 def test_each_score_stands_before_its_seconds(recorder):
     columns = (
         "id,exit_layer,layers_run,hyp,ref,errors,ref_len,frames,macs,seconds,"
-        "entropy,entropy_seconds,kl_to_previous,kl_to_previous_seconds,speaker"
+        "hypothesis_seconds,entropy,entropy_seconds,"
+        "kl_to_previous,kl_to_previous_seconds,speaker"
     )
     assert recorder.table().columns.tolist() == columns.split(",")
     assert (recorder.table()["entropy_seconds"] > 0).all()

@@ -8,10 +8,10 @@ from hyperpyyaml import resolve_references
 from speechbrain_ee.analysis.runs import describe_run
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
-WITH_BRAIN = [
+RECOGNISERS = [
     path
     for path in sorted(RECIPES.glob("*/hparams/*.yaml"))
-    if "\nbrain:" in path.read_text(encoding="utf-8")
+    if "\nencoder:" in path.read_text(encoding="utf-8")
 ]
 BRAIN = "brain: !name:speechbrain_ee.brains.EarlyExitCTC\n"
 CONFORMER = (
@@ -32,7 +32,7 @@ def hugging_face(source, **options):
     return f"encoder: !new:any.HuggingFaceEncoder\n{''.join(lines)}"
 
 
-@pytest.mark.parametrize("path", WITH_BRAIN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECOGNISERS, ids=lambda path: path.stem)
 def test_the_hyperparams_of_every_recipe_tell_the_model(path, tmp_path):
     with open(path, encoding="utf-8") as stream:
         text = resolve_references(stream, {"data_folder": "data"}).getvalue()

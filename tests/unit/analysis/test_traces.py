@@ -230,3 +230,22 @@ def test_nothing_here_waits_for_pytorch():
     )
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"), [("entropy", [3, 6]), ("token_entropy", [2, 6])]
+)
+def test_a_score_that_searches_pays_for_the_transcript(score, expected):
+    traces = Traces(
+        ["a"],
+        [2, 4],
+        [[1, 0]],
+        [4],
+        seconds=[[1, 3]],
+        hypothesis_seconds=[[1, 2]],
+        scores={score: [[0.3, 0.1]]},
+        score_seconds={score: [[1, 1]]},
+    )
+    assert traces.seconds_with(score).tolist() == [expected]
+    assert traces.seconds_with().tolist() == [[2, 5]]
+    assert traces.seconds_with("margin") is None

@@ -28,6 +28,8 @@ NAMES = [
     "sentence_confidence",
     "state_similarity",
 ]
+# Those of attention decoders have a test file of their own.
+ALL_NAMES = sorted([*NAMES, "beam_confidence", "token_entropy"])
 
 
 def with_previous(reading, **facts):
@@ -45,7 +47,7 @@ def small(name):
 
 
 def test_registry():
-    assert sorted(SCORES) == NAMES
+    assert sorted(SCORES) == ALL_NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -309,12 +311,12 @@ def test_get_score_keeps_and_overrides_options():
 
 @pytest.mark.parametrize("spec", [len, partial(len), 3, {"k": 3}])
 def test_unknown_score_lists_the_names(spec):
-    with pytest.raises(ValueError, match=", ".join(NAMES)):
+    with pytest.raises(ValueError, match=", ".join(ALL_NAMES)):
         get_score(spec)
 
 
 def test_the_nearest_score_is_suggested():
-    told = f"Did you mean 'entropy'. There are: {', '.join(NAMES)}"
+    told = f"Did you mean 'entropy'. There are: {', '.join(ALL_NAMES)}"
     with pytest.raises(ValueError, match=told):
         get_score("entropi")
 

@@ -174,18 +174,18 @@ def make_run(folder, kind="conformer", template=None, **overrides):
     return run
 
 
-def train_tokenizer(path):
+def train_tokenizer(path, labels=10, bos=-1, eos=-1):
     """Characters; fewer labels than the heads have."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["ABCDEF GA", "FEED A CAB"]),
         model_writer=model,
         model_type="char",
-        vocab_size=10,
+        vocab_size=labels,
         pad_id=0,
         unk_id=1,
-        bos_id=-1,
-        eos_id=-1,
+        bos_id=bos,
+        eos_id=eos,
         minloglevel=2,
     )
     path.write_bytes(model.getvalue())
