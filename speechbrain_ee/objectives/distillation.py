@@ -35,17 +35,25 @@ class Distillation(ABC):
         hears the same waveforms, teaches all of them.
     alpha : float
         The teacher's share of the loss, from 0 to 1.
+    start : int
+        Optimiser steps before anybody listens to the teacher; until then, the
+        loss is the plain sum. A last exit that knows nothing but blanks yet
+        teaches just that, and may keep a model that starts from random weights
+        from ever learning more.
     """
 
-    def __init__(self, teacher: str, alpha: float):
+    def __init__(self, teacher: str, alpha: float, start: int):
         if teacher not in TEACHERS:
             raise ValueError(
                 f"teacher: {teacher!r} is none of {', '.join(TEACHERS)}."
             )
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha: {alpha} must lie from 0 to 1.")
+        if start < 0:
+            raise ValueError(f"start: {start} must not be below 0.")
         self.teacher = teacher
         self.alpha = alpha
+        self.start = start
 
     @property
     def needs_teacher(self) -> bool:
@@ -111,16 +119,16 @@ class Distillation(ABC):
                 f"are none. Name more exit_layers than "
                 f"{list(predictions.exit_layers)}."
             )
+        weights = uniform(predictions.exit_layers)
+        if predictions.step is not None and predictions.step < self.start:
+            return weighted_sum(losses, weights)
         distilled = self.distilled(
             replace(predictions, log_probs=log_probs[:taught]),
             teacher.detach(),
             losses[:taught],
         )
         mixed = torch.lerp(losses[:taught], distilled, self.alpha)
-        return weighted_sum(
-            torch.cat([mixed, losses[taught:]]),
-            uniform(predictions.exit_layers),
-        )
+        return weighted_sum(torch.cat([mixed, losses[taught:]]), weights)
 
 
 class PosteriorDistillation(Distillation):
@@ -140,6 +148,8 @@ class PosteriorDistillation(Distillation):
         The teacher's share of the loss, from 0 to 1.
     temperature : float
         Above 0; 1 leaves probabilities as they are.
+    start : int
+        Steps of the plain sum first, as for ``Distillation``.
 
     Example
     -------
@@ -157,8 +167,9 @@ class PosteriorDistillation(Distillation):
         teacher: str = "last_exit",
         alpha: float = 0.5,
         temperature: float = 2.0,
+        start: int = 0,
     ):
-        super().__init__(teacher, alpha)
+        super().__init__(teacher, alpha, start)
         if temperature <= 0.0:
             raise ValueError(f"temperature: {temperature} must be above 0.")
         self.temperature = temperature
@@ -195,6 +206,8 @@ class TranscriptDistillation(Distillation):
         ``last_exit`` or ``model``, as for ``Distillation``.
     alpha : float
         The teacher's share of the loss, from 0 to 1.
+    start : int
+        Steps of the plain sum first, as for ``Distillation``.
 
     Example
     -------
@@ -205,8 +218,10 @@ class TranscriptDistillation(Distillation):
     tensor(3.6889)
     """
 
-    def __init__(self, teacher: str = "last_exit", alpha: float = 0.7):
-        super().__init__(teacher, alpha)
+    def __init__(
+        self, teacher: str = "last_exit", alpha: float = 0.7, start: int = 0
+    ):
+        super().__init__(teacher, alpha, start)
 
     def distilled(self, students, teacher, losses):
         """See ``Distillation.distilled``; in nats per label."""

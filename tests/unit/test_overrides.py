@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_ee.exits import Patience, Threshold, get_score, get_selector
-from speechbrain_ee.objectives import ExitLossSum
+from speechbrain_ee.objectives import ExitLossSum, ExitPredictions
 from speechbrain_ee.objectives.weights import rising
 from speechbrain_ee.overrides import resolve_overrides
 
@@ -75,7 +76,7 @@ def test_nothing_to_override_is_fine(tmp_path):
         ("n_mel: 40", "no key 'n_mel'. Did you mean 'n_mels'?"),
         ("selectors: patince", "no block 'patince'.*Did you mean 'patience'?"),
         ("selectors: nowhere.yaml", "selectors: there is no file nowhere.yaml"),
-        ("objective: zzz", "There are: falling, rising, uniform."),
+        ("objective: zzz", "There are: alternate, falling, .*uniform."),
         ("lr: 1\nlr: 2", "same key twice: .*lr"),
     ],
 )
@@ -104,7 +105,18 @@ def test_every_block_holds_what_its_key_takes(block, tmp_path):
     elif block.parent.name == "scores":
         assert all(get_score(score).name for score in value)
     else:
-        assert value.weights([2, 4]).sum() == 2
+        log_probs = torch.full((3, 1, 4, 3), 1 / 3).log()
+        one = torch.tensor([1])
+        batch = ExitPredictions(
+            [2, 4],
+            log_probs[:2],
+            4 * one,
+            one[None],
+            one,
+            step=1,
+            teacher_log_probs=log_probs[2],
+        )
+        assert value(batch) > 0
 
 
 def test_options_of_a_score_reach_it_from_a_block(tmp_path):

@@ -243,6 +243,16 @@ def test_the_last_exit_learns_nothing_of_its_students(kind, batch):
 
 
 @pytest.mark.parametrize("kind", LAST_EXIT_DISTILS)
+def test_nobody_listens_to_the_teacher_before_the_start(kind, batch):
+    objective = kind(start=5)
+    plain, distilled = ExitLossSum()(batch), kind()(batch)
+    assert not torch.allclose(plain, distilled)
+    assert objective(replace(batch, step=4)) == plain
+    assert objective(replace(batch, step=5)) == distilled
+    assert objective(replace(batch, step=None)) == distilled
+
+
+@pytest.mark.parametrize("kind", LAST_EXIT_DISTILS)
 def test_a_model_teaches_all_exits_and_gets_no_gradient(kind, batch):
     teacher = torch.randn(2, 9, 5, requires_grad=True)
     logits = torch.randn(3, 2, 9, 5, requires_grad=True)
@@ -275,6 +285,8 @@ def test_without_a_teacher_or_a_student_it_says_what_to_do(kind, batch):
         kind("last exit")
     with pytest.raises(ValueError, match="alpha: 1.5"):
         kind(alpha=1.5)
+    with pytest.raises(ValueError, match="start: -1"):
+        kind(start=-1)
 
 
 def test_a_temperature_must_be_above_zero():
