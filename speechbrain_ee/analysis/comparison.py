@@ -100,6 +100,15 @@ def compare_runs(
                 pairs,
             )
         )
+    if len(curves) > 1:
+        section.parts.append(
+            Part(
+                f"Exit by exit against {next(iter(curves))}",
+                "WER minus that of the same exit of that run; below 0 the run "
+                "named in the row is better. Paired bootstrap.",
+                _against_first(traces),
+            )
+        )
     with replacing(folder / "comparison.csv") as file:
         table.to_csv(file, index=False, float_format="%.7g")
     write_html(
@@ -218,31 +227,59 @@ def _tell(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pairs(traces: dict[str, Traces]) -> pd.DataFrame:
+    """Early exits beside models that end where they do."""
     rows = []
-    singles = {k: v for k, v in traces.items() if len(v.exit_layers) == 1}
-    for name, one in traces.items():
-        if name in singles:
-            continue
+    for name, one in _with_exits(traces).items():
         bootstrap = Bootstrap(len(one))
-        for other_name, other in singles.items():
+        for other_name, other in traces.items():
             layer = other.exit_layers[0]
-            if layer not in one.exit_layers:
+            if len(other.exit_layers) > 1 or layer not in one.exit_layers:
                 continue
-            order = {utterance: row for row, utterance in enumerate(other.ids)}
-            others = other.errors[[order[i] for i in one.ids], 0]
-            errors = one.errors[:, np.searchsorted(one.exit_layers, layer)]
-            difference = bootstrap.difference_interval(
-                errors, others, one.ref_len
-            )
+            early, single = _errors_at(layer, one, other)
+            words = one.ref_len.sum()
             rows.append(
                 {
                     "early exits": f"{name}, exit {layer}",
                     "single exit": other_name,
-                    "WER": f"{100 * errors.sum() / one.ref_len.sum():.1f}",
-                    "WER of the single": (
-                        f"{100 * others.sum() / one.ref_len.sum():.1f}"
+                    "WER": f"{100 * early.sum() / words:.1f}",
+                    "WER of the single": f"{100 * single.sum() / words:.1f}",
+                    "difference": between(
+                        *bootstrap.difference_interval(
+                            early, single, one.ref_len
+                        )
                     ),
-                    "difference": between(*difference),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _against_first(traces: dict[str, Traces]) -> pd.DataFrame:
+    """Each exit of runs with several, minus the same one of the first."""
+    (_, first), *others = _with_exits(traces).items()
+    bootstrap = Bootstrap(len(first))
+    rows = []
+    for name, one in others:
+        shared = [k for k in first.exit_layers if k in one.exit_layers]
+        row = {"run": name}
+        for layer in shared:
+            before, now = _errors_at(layer, first, one)
+            row[f"exit {layer}"] = between(
+                *bootstrap.difference_interval(now, before, first.ref_len)
+            )
+        if shared:
+            rows.append(row)
+    return pd.DataFrame(rows).fillna("")
+
+
+def _with_exits(traces: dict[str, Traces]) -> dict[str, Traces]:
+    return {k: one for k, one in traces.items() if len(one.exit_layers) > 1}
+
+
+def _errors_at(layer: int, one: Traces, other: Traces) -> tuple:
+    """Errors of two runs at a layer, in the order of the first's utterances."""
+    order = {utterance: row for row, utterance in enumerate(other.ids)}
+    rows = [order[i] for i in one.ids]
+    return (
+        one.errors[:, np.searchsorted(one.exit_layers, layer)],
+        other.errors[rows, np.searchsorted(other.exit_layers, layer)],
+    )

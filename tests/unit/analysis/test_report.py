@@ -88,6 +88,19 @@ def test_runs_are_compared_at_the_same_depth(run, tmp_path):
     assert table["run"].tolist() == ["1234"] * 3 + ["single"]
 
 
+def test_runs_with_exits_are_compared_exit_by_exit(run, tmp_path):
+    path = tmp_path / "better" / "traces_test.csv"
+    write_run(path.parent, layers=(4, 6))
+    table = pd.read_csv(path)
+    table.loc[table["exit_layer"] == 6, "errors"] = 0
+    table.to_csv(path, index=False)
+    page = compare_runs([run, path.parent], tmp_path / "out").read_text()
+    assert "Exit by exit against 1234" in page
+    other = read_traces(run / "traces_test.csv")
+    rate = 100 * other.errors[:, -1].sum() / other.ref_len.sum()
+    assert f"{-rate:.1f} [-" in page
+
+
 def test_runs_on_other_utterances_are_refused(run, tmp_path):
     other = write_run(tmp_path / "other", utterances=7)
     with pytest.raises(ValueError, match="not evaluated on the same"):
