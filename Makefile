@@ -35,7 +35,7 @@ lint: $(STAMP)
 	$(BIN)/yamllint --no-warnings .
 
 test: lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/early_exit.py conformer

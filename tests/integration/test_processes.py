@@ -9,7 +9,8 @@ import torch
 from tests.integration.processes import CASES, MODELS
 from tests.integration.recipes import ROOT, check
 
-pytestmark = pytest.mark.slow
+# One worker, so that all is trained once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 SCRIPT = ("-m", "tests.integration.processes")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
