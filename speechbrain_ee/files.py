@@ -11,6 +11,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_YAML = (".yaml", ".yml")
+
+
+def is_yaml(path: str | Path) -> bool:
+    """Whether a name is that of a YAML file, which need not exist.
+
+    Arguments
+    ---------
+    path : str or Path
+        The name.
+
+    Returns
+    -------
+    bool
+        By what it ends in.
+
+    Example
+    -------
+    >>> is_yaml("thresholds.yaml"), is_yaml("entropy")
+    (True, False)
+    """
+    return str(path).endswith(_YAML)
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

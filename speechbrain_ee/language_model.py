@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from speechbrain.utils.fetching import LocalStrategy, fetch
 
 from speechbrain_ee.files import replacing
+from speechbrain_ee.tokenizer import first_difference, labels_of
 
 _KEY = "lm_model"
 _TAG = f"!new:{TransformerLM.__module__}.TransformerLM"
@@ -87,18 +87,13 @@ class LanguageModel(torch.nn.Module):
         ValueError
             With the first label that differs.
         """
-        ours, theirs = _pieces(tokenizer), _pieces(self.tokenizer)
-        if ours == theirs:
+        ours, theirs = labels_of(tokenizer), labels_of(self.tokenizer)
+        at = first_difference(ours, theirs)
+        if at is None:
             return
-        pairs = enumerate(zip(ours, theirs))
-        first = next(
-            (
-                f"label {i} is {a!r} here and {b!r} there"
-                for i, (a, b) in pairs
-                if a != b
-            ),
-            f"{len(ours)} labels here, {len(theirs)} there",
-        )
+        first = f"{len(ours)} labels here, {len(theirs)} there"
+        if at < min(len(ours), len(theirs)):
+            first = f"label {at} is {ours[at]!r} here and {theirs[at]!r} there"
         raise ValueError(
             f"lm: {self.source} has other labels than the recogniser: {first}. "
             "Train one with train_lm.py on the same text with the same "
@@ -271,10 +266,6 @@ def _line_starts(path) -> np.ndarray:
                 starts.append(place)
             place += len(line)
     return np.array(starts, dtype=np.int64)
-
-
-def _pieces(tokenizer) -> Sequence[str]:
-    return [tokenizer.id_to_piece(i) for i in range(tokenizer.vocab_size())]
 
 
 def _fetched(source):

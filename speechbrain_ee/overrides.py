@@ -23,6 +23,8 @@ from ruamel.yaml.comments import TaggedScalar
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.tag import Tag
 
+from speechbrain_ee.files import is_yaml
+
 _FEW = 12  # names that a reader takes in
 
 
@@ -127,7 +129,7 @@ def _folder_of(key: str, blocks_folder: Path) -> Path | None:
 
 
 def _find_block(name: str, key: str, folder: Path) -> Path:
-    if name.endswith((".yaml", ".yml")):
+    if is_yaml(name):
         if not Path(name).is_file():
             raise ValueError(f"{key}: there is no file {name}.")
         return Path(name).resolve()

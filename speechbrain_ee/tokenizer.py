@@ -140,6 +140,52 @@ def decode_labels(
     ]
 
 
+def labels_of(processor: SentencePieceProcessor) -> list[str]:
+    """What each label of a tokenizer stands for.
+
+    Arguments
+    ---------
+    processor : SentencePieceProcessor
+        The tokenizer.
+
+    Returns
+    -------
+    list of str
+        The pieces, by label.
+    """
+    return [processor.id_to_piece(k) for k in range(processor.vocab_size())]
+
+
+def first_difference(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
+    """The first label that two models read differently.
+
+    Arguments
+    ---------
+    ours : sequence of str
+        As ``labels_of`` gives them.
+    theirs : sequence of str
+        Those of the other.
+
+    Returns
+    -------
+    int
+        The label; the number of labels of the shorter list, if that is where
+        they differ; None if they do not.
+
+    Example
+    -------
+    >>> first_difference(["<pad>", "A"], ["<pad>", "B"])
+    1
+    >>> first_difference(["<pad>", "A"], ["<pad>", "A"]) is None
+    True
+    """
+    for label, (own, other) in enumerate(zip(ours, theirs)):
+        if own != other:
+            return label
+    shorter, longer = sorted((len(ours), len(theirs)))
+    return None if shorter == longer else shorter
+
+
 def _check_size(labels, model, settings):
     """Raises if a tokenizer has another number of labels than it should."""
     asked = settings["vocab_size"]

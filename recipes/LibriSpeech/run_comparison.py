@@ -79,7 +79,8 @@ RUNS = {
             *((12, 1235), (12, 1236)),
         )
     },
-    # Half the rate: at 0.002 twelve layers without inner exits do not learn.
+    # Half the rate: at 0.002 twelve layers without inner exits do not learn;
+    # nor do they at this one.
     "single_12_layers_lr_0.001_seed1234": (
         CTC,
         [*single(12, 1234), "--lr=0.001"],
@@ -89,7 +90,14 @@ RUNS = {
         ["--train_splits=[train]", "--valid_split=dev", "--test_splits=[test]"],
     ),
     **{f"scheme_{name}_seed1234": (CTC, scheme(name)) for name in SCHEMES},
-    "conformer_aed_seed1234": (AED, ["--seed=1234"]),
+    "conformer_aed_seed1234": (
+        AED,
+        [
+            "--seed=1234",
+            "--scores=[entropy, max_probability, margin, hypothesis_posterior, "
+            "token_entropy, beam_confidence, kl_to_previous]",
+        ],
+    ),
 }
 
 

@@ -28,7 +28,7 @@ from speechbrain_ee.analysis.risk import (
 from speechbrain_ee.analysis.statistics import Bootstrap, savings
 from speechbrain_ee.analysis.traces import Traces
 from speechbrain_ee.exits import Score, get_score
-from speechbrain_ee.files import replacing
+from speechbrain_ee.files import is_yaml, replacing
 
 # Utterances that propose the thresholds which the others test: by their scores
 # alone, or with what is learned from errors at each exit.
@@ -423,7 +423,7 @@ def write_rule(path: str | Path, label: str, rule: Mapping) -> None:
     >>> get_selector(path).threshold
     0.1
     """
-    if Path(path).suffix not in (".yaml", ".yml"):
+    if not is_yaml(path):
         raise ValueError(f"{path}: give the file a name that ends with .yaml.")
     yaml = YAML()
     yaml.indent(mapping=4, sequence=4)

@@ -41,7 +41,7 @@ from speechbrain_ee.objectives import (
     frames_needed,
 )
 from speechbrain_ee.runtime import EarlyExitLoop
-from speechbrain_ee.tokenizer import decode_labels
+from speechbrain_ee.tokenizer import decode_labels, labels_of
 
 logger = get_logger(__name__)
 
@@ -146,8 +146,8 @@ class EarlyExitCTC(sb.Brain):
         # Here, as only Hugging Face encoders need transformers.
         from speechbrain_ee.heads.pretrained import start_from_ctc
 
-        pieces = [self.tokenizer.sp.id_to_piece(k) for k in range(self.labels)]
-        start_from_ctc(self.encoder, self.exits, source, pieces)
+        labels = labels_of(self.tokenizer.sp)
+        start_from_ctc(self.encoder, self.exits, source, labels)
 
     def compute_forward(self, batch, stage):
         """Log-probabilities of every exit.

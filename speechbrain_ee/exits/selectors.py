@@ -21,10 +21,9 @@ from ruamel.yaml import YAML, YAMLError
 
 from speechbrain_ee.chance import random_exit_probabilities
 from speechbrain_ee.exits.scores import get_score, has_nan
+from speechbrain_ee.files import is_yaml
 from speechbrain_ee.heads.output import ExitOutput
 from speechbrain_ee.overrides import nearest
-
-_YAML = (".yaml", ".yml")
 
 
 class ExitSelector:
@@ -603,7 +602,7 @@ def get_selector(spec, **options) -> ExitSelector:
     >>> MaxLayers(8, rule).selector.scores[0].name
     'entropy'
     """
-    if isinstance(spec, str | Path) and str(spec).endswith(_YAML):
+    if isinstance(spec, str | Path) and is_yaml(spec):
         spec = read_selector(spec)
     if isinstance(spec, Mapping):
         settings = dict(spec)

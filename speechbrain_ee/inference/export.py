@@ -24,7 +24,7 @@ from speechbrain.processing.features import InputNormalization
 
 from speechbrain_ee.encoders import LayerwiseEncoder, SpeechBrainEncoder
 from speechbrain_ee.exits import check_selector, read_selector
-from speechbrain_ee.files import replacing
+from speechbrain_ee.files import is_yaml, replacing
 from speechbrain_ee.heads import CTCHeads
 
 YAML_NAME = "inference.yaml"
@@ -153,7 +153,7 @@ def write_inference(
     >>> sorted(file.name for file in path.parent.iterdir())
     ['encoder.ckpt', 'exits.ckpt', 'inference.yaml', 'tokenizer.model']
     """
-    if str(selector).endswith((".yaml", ".yml")):
+    if isinstance(selector, str | Path) and is_yaml(selector):
         selector = read_selector(selector)  # it stays behind, if these move
     selector = "never" if selector is None else _plain(selector)
     check_selector(selector, exits.exit_layers)

@@ -14,6 +14,7 @@ import torch
 from speechbrain_ee.encoders import LayerwiseEncoder
 from speechbrain_ee.heads import CTCHeads
 from speechbrain_ee.inference.asr import EarlyExitASR
+from speechbrain_ee.tokenizer import first_difference, labels_of
 
 
 class FrozenTeacher:
@@ -138,15 +139,11 @@ class FrozenTeacher:
                     f"teacher: {self.name} has {key} {own}, the student "
                     f"{other}: set {key} to {own}, or take another teacher."
                 )
-        own, other = (
-            [one.id_to_piece(label) for label in range(one.vocab_size())]
-            for one in (self.tokenizer, tokenizer)
-        )
-        if own != other:
-            pairs = enumerate(zip(own, other))
-            at = next((k for k, (a, b) in pairs if a != b), None)
+        own, other = labels_of(self.tokenizer), labels_of(tokenizer)
+        at = first_difference(own, other)
+        if at is not None:
             told = f"{len(own)} labels, the student {len(other)}"
-            if at is not None:
+            if at < min(len(own), len(other)):
                 told = f"{own[at]!r} as label {at}, the student {other[at]!r}"
             raise ValueError(
                 f"teacher: {self.name} has {told}. Train both on the same "

@@ -9,6 +9,7 @@ import pytest
 
 from speechbrain_ee.analysis.traces import (
     HIGHER_IS_CONFIDENT,
+    SEARCHES,
     Traces,
     read_traces,
 )
@@ -79,6 +80,7 @@ def test_the_directions_are_those_of_the_registry():
     assert {
         name: function.higher_is_confident for name, function in SCORES.items()
     } == HIGHER_IS_CONFIDENT
+    assert {name for name, f in SCORES.items() if f.searches} == set(SEARCHES)
 
 
 def test_a_column_with_a_direction_is_a_score(tmp_path):
