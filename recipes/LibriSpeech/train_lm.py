@@ -80,7 +80,7 @@ if __name__ == "__main__":
         save_lm,
         [
             hparams["output_folder"],
-            brain.model,
+            brain.unwrapped["lm_model"],
             tokenizer.prefix_model_file + ".model",
         ],
     )

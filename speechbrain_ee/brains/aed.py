@@ -116,9 +116,13 @@ class EarlyExitAED(EarlyExitCTC):
         ):
             stats.append(log_probs, targets, lengths)
 
-    def more_figures(self):
-        """Share of labels that each decoder gets right, given those before."""
-        return {
+    def figures(self, loss):
+        """Also the share of labels that each decoder gets right.
+
+        The labels before are given.
+        """
+        accuracies = {
             f"ACC_exit{k}": stats.summarize()
             for k, stats in self.accuracies.items()
         }
+        return {**super().figures(loss), **accuracies}

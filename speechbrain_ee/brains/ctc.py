@@ -14,8 +14,7 @@ import pandas as pd
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.checkpoints import average_checkpoints
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
 from speechbrain.utils.optimizers import rm_vector_weight_decay
@@ -25,6 +24,7 @@ from speechbrain_ee.analysis.loops import loop_row
 from speechbrain_ee.analysis.recorder import ExitTimer, TraceRecorder
 from speechbrain_ee.analysis.replay import sweep
 from speechbrain_ee.analysis.traces import Traces
+from speechbrain_ee.brains.base import RecipeBrain
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.exits import (
     ExitSelector,
@@ -46,7 +46,7 @@ from speechbrain_ee.tokenizer import decode_labels, labels_of
 logger = get_logger(__name__)
 
 
-class EarlyExitCTC(sb.Brain):
+class EarlyExitCTC(RecipeBrain):
     """Training with the sum of exit losses; evaluation of every exit.
 
     Batches have ``id``, ``sig``, ``tokens`` and ``wrd``. The modules are
@@ -62,8 +62,6 @@ class EarlyExitCTC(sb.Brain):
     teacher : FrozenTeacher, optional
         For objectives whose ``needs_teacher`` is True. It hears the waveforms
         that the student hears.
-    lr_annealing : callable, optional
-        As ``speechbrain.nnet.schedulers.NoamScheduler``; called every update.
     encoder_opt_class : callable, optional
         As ``opt_class``, for the encoder alone: it is then trained at a rate
         of its own, and ``opt_class`` trains the rest. Each of the two clips
@@ -75,47 +73,38 @@ class EarlyExitCTC(sb.Brain):
         from, see ``speechbrain_ee.heads.pretrained.start_from_ctc``.
     wav_augment : torch.nn.Module, optional
         As ``speechbrain.augment.augmenter.Augmenter``.
-    train_logger : TrainLogger, optional
-        As ``speechbrain.utils.train_logger.FileTrainLogger``.
     error_rate_computer : callable
         Makes the ErrorRateStats of an exit.
     select_by : str
         The figure on dev that chooses checkpoints: ``WER_mean`` over exits,
         or ``WER_exit<k>`` of one.
-    average : int
-        How many of the best checkpoints are kept and averaged.
     **kwargs
-        Those of ``speechbrain.Brain``.
+        Those of ``RecipeBrain``.
     """
+
+    averaged = ("encoder", "exits")
 
     def __init__(
         self,
         tokenizer,
         objective=None,
         teacher=None,
-        lr_annealing=None,
         encoder_opt_class=None,
         encoder_lr_annealing=None,
         ctc_source: str | None = None,
         wav_augment=None,
-        train_logger=None,
         error_rate_computer=ErrorRateStats,
         select_by: str = "WER_mean",
-        average: int = 1,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(select_by=select_by, **kwargs)
         self.tokenizer = tokenizer
-        self.lr_annealing = lr_annealing
         self.encoder_opt_class = encoder_opt_class
         self.encoder_lr_annealing = encoder_lr_annealing
         self.wav_augment = wav_augment
-        self.train_logger = train_logger
         self.error_rate_computer = error_rate_computer
-        self.average = average
-        # Kept as they are now, before DDP wraps what stands in modules.
-        self.encoder = self.modules.encoder
-        self.exits = self.modules.exits
+        self.encoder = self.unwrapped["encoder"]
+        self.exits = self.unwrapped["exits"]
         self.exit_layers = self.exits.exit_layers
         self.objective = objective or ExitLossSum()
         self.teacher = teacher
@@ -130,7 +119,6 @@ class EarlyExitCTC(sb.Brain):
             raise ValueError(
                 f"select_by: {select_by!r} is none of {', '.join(figures)}."
             )
-        self.select_by = select_by
         if encoder_lr_annealing is not None and encoder_opt_class is None:
             raise ValueError(
                 "encoder_lr_annealing: it sets the rate of the encoder's own "
@@ -313,18 +301,6 @@ class EarlyExitCTC(sb.Brain):
         """
         return decode_labels(self.tokenizer.sp, hypotheses)
 
-    def make_dataloader(self, dataset, stage, **loader_kwargs):
-        """As SpeechBrain's, with other batches in every epoch.
-
-        SpeechBrain tells the epoch to samplers of distributed runs only: in one
-        process, a batch sampler would give the same batches again and again,
-        and others to a run that goes on from a checkpoint.
-        """
-        loader = super().make_dataloader(dataset, stage, **loader_kwargs)
-        if stage == sb.Stage.TRAIN and not self.distributed_launch:
-            self.train_sampler = loader_kwargs.get("batch_sampler")
-        return loader
-
     def init_optimizers(self):
         """One optimiser, or one for the encoder and one for the rest."""
         if self.encoder_opt_class is None:
@@ -354,7 +330,7 @@ class EarlyExitCTC(sb.Brain):
     @property
     def rates(self) -> dict[str, float]:
         """The learning rate of each optimiser, by its key in recipes."""
-        rates = {"lr": self.optimizer.param_groups[0]["lr"]}
+        rates = super().rates
         if self.encoder_opt_class is not None:
             group = self.encoder_optimizer.param_groups[0]
             rates["lr_encoder"] = group["lr"]
@@ -362,8 +338,7 @@ class EarlyExitCTC(sb.Brain):
 
     def on_fit_batch_start(self, batch, should_step):
         """Set the learning rates, also those of the first step."""
-        if should_step and self.lr_annealing is not None:
-            self.lr_annealing(self.optimizer)
+        super().on_fit_batch_start(batch, should_step)
         if should_step and self.encoder_lr_annealing is not None:
             self.encoder_lr_annealing(self.encoder_optimizer)
 
@@ -374,83 +349,13 @@ class EarlyExitCTC(sb.Brain):
                 k: self.error_rate_computer() for k in self.exit_layers
             }
 
-    def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Log every exit, and keep the best checkpoints by dev."""
-        if stage == sb.Stage.TRAIN:
-            self.train_loss = stage_loss
-            return
+    def figures(self, loss):
+        """Error rates of every exit."""
         rates = {
             f"WER_exit{k}": stats.summarize("error_rate")
             for k, stats in self.error_rates.items()
         }
-        rates["WER_mean"] = sum(rates.values()) / len(rates)
-        stats = {"loss": stage_loss, **rates, **self.more_figures()}
-        if stage == sb.Stage.TEST:
-            self.log({"stage": "test"}, test_stats=stats)
-            return
-        self.log(
-            {"epoch": epoch, **self.rates},
-            train_stats={"loss": self.train_loss},
-            valid_stats=stats,
-        )
-        if self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only(
-                meta={"epoch": epoch, **rates},
-                min_keys=[self.select_by],
-                num_to_keep=self.average,
-            )
-
-    def more_figures(self) -> dict[str, float]:
-        """What a subclass logs of validation beside loss and error rates."""
-        return {}
-
-    def check_loss_isfinite(self, loss):
-        """Stop, and say what to do, if the loss stays NaN or infinite."""
-        try:
-            super().check_loss_isfinite(loss)
-        except ValueError as error:
-            rates = " and ".join(
-                f"{key} (now {rate:.2g})" for key, rate in self.rates.items()
-            )
-            raise ValueError(
-                f"The loss is {loss.item()} at optimiser step "
-                f"{self.optimizer_step}, and was not finite "
-                f"{self.nonfinite_count} times. Lower {rates}, raise "
-                "warmup_steps, or set --max_grad_norm lower; under "
-                "--precision=fp16 try bf16 or fp32. The last checkpoint is "
-                "kept: the same command goes on from it."
-            ) from error
-
-    def log(self, meta: dict, **stats: dict) -> None:
-        """Write figures to the train log.
-
-        Arguments
-        ---------
-        meta : dict
-            E.g. the epoch.
-        **stats : dict
-            ``train_stats``, ``valid_stats`` or ``test_stats``.
-        """
-        if self.train_logger is not None:
-            run_on_main(self.train_logger.log_stats, [meta], stats)
-
-    def on_evaluate_start(self, max_key=None, min_key=None):
-        """Load the average of the best checkpoints."""
-        super().on_evaluate_start(max_key=max_key, min_key=min_key)
-        if self.checkpointer is None:
-            return
-        best = self.checkpointer.find_checkpoints(
-            min_key=self.select_by, max_num_checkpoints=self.average
-        )
-        if best:
-            for name in ("encoder", "exits"):
-                weights = average_checkpoints(best, name)
-                getattr(self, name).load_state_dict(weights)
-        elif not self.debug:  # which keeps its checkpoints to itself
-            raise FileNotFoundError(
-                f"No checkpoint in {self.checkpointer.checkpoints_dir} to "
-                "evaluate: train first, or give the output_folder of a run."
-            )
+        return {**rates, "WER_mean": sum(rates.values()) / len(rates)}
 
     def check_lengths(
         self, dataset: DynamicItemDataset, targets: bool = False
