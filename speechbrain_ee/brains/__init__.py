@@ -2,6 +2,12 @@
 
 from speechbrain_ee.brains.aed import EarlyExitAED
 from speechbrain_ee.brains.ctc import EarlyExitCTC
+from speechbrain_ee.brains.downstream import DownstreamBrain
 from speechbrain_ee.brains.lm import LanguageModelBrain
 
-__all__ = ["EarlyExitAED", "EarlyExitCTC", "LanguageModelBrain"]
+__all__ = [
+    "DownstreamBrain",
+    "EarlyExitAED",
+    "EarlyExitCTC",
+    "LanguageModelBrain",
+]

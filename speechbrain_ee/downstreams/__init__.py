@@ -1,0 +1,1 @@
+"""Task models behind an upstream and its layer interface."""
