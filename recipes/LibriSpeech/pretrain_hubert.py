@@ -104,7 +104,7 @@ if __name__ == "__main__":
         train_loader_kwargs={
             "batch_sampler": DynamicBatchSampler(
                 train,
-                length_func=lambda x: float(x["seconds"]),
+                length_func=lambda x: float(x["duration"]),
                 **hparams["dynamic_batch_sampler"],
             ),
             "num_workers": hparams["num_workers"],
@@ -117,14 +117,14 @@ if __name__ == "__main__":
         min_key="loss",
         test_loader_kwargs=hparams["valid_dataloader_opts"],
     )
-    hours = sum(row["duration"] for row in train.data.values()) / 3600
+    samples = sum(x["stop"] - x["start"] for x in train.data.values())
     run_on_main(
         save_hubert,
         [Path(hparams["output_folder"]) / "hubert", brain.model, clusters],
         {
             "facts": {
                 "utterances": len(train),
-                "hours": round(hours, 3),
+                "hours": round(samples / 16000 / 3600, 3),
                 "splits": hparams["train_splits"],
                 "extra_csvs": [Path(x).name for x in hparams["extra_csvs"]],
                 "targets": source,

@@ -170,7 +170,7 @@ class HubertBrain(sb.Brain):
             )
 
     def make_dataloader(self, dataset, stage, **loader_kwargs):
-        """As SpeechBrain's, with other batches in every epoch (EarlyExitCTC)."""
+        """As SpeechBrain's, with other batches in every epoch: EarlyExitCTC."""
         loader = super().make_dataloader(dataset, stage, **loader_kwargs)
         if stage == sb.Stage.TRAIN and not self.distributed_launch:
             self.train_sampler = loader_kwargs.get("batch_sampler")
@@ -264,13 +264,12 @@ class HubertBrain(sb.Brain):
 
     def stage_stats(self) -> dict[str, float]:
         """Loss (nats per masked frame) and accuracies (%) of a stage."""
-        sums = {key: max(value, 1e-9) for key, value in self.sums.items()}
+        masked = max(self.sums["masked_frames"], 1)
+        unmasked = max(self.sums["unmasked_frames"], 1)
         return {
-            "loss": sums["masked_loss"] / sums["masked_frames"],
-            "accuracy": 100 * sums["masked_right"] / sums["masked_frames"],
-            "accuracy_unmasked": 100
-            * sums["unmasked_right"]
-            / sums["unmasked_frames"],
+            "loss": self.sums["masked_loss"] / masked,
+            "accuracy": 100 * self.sums["masked_right"] / masked,
+            "accuracy_unmasked": 100 * self.sums["unmasked_right"] / unmasked,
         }
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
