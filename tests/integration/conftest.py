@@ -1,6 +1,7 @@
 """Corpora, and a recipe's run on them."""
 
 import pytest
+import soundfile
 
 from speechbrain_ee.corpora.librispeech import make_librispeech
 from speechbrain_ee.corpora.tedlium import make_tedlium
@@ -30,6 +31,11 @@ def corpora(models):
     make_librispeech(folder / "LibriSpeech", SPLITS)
     make_tedlium(folder / "TEDLIUM_release-3", SPLITS)
     make_voxpopuli(folder / "VoxPopuli", SPLITS)
+    # Speech without labels: the test split of LibriSpeech once more.
+    with open(folder / "extra.csv", "w", encoding="utf-8") as file:
+        file.write("ID,duration,wav\n")
+        for path in sorted((folder / "LibriSpeech").glob("test/*/*/*.flac")):
+            file.write(f"{path.stem},{soundfile.info(path).duration},{path}\n")
     return folder
 
 

@@ -17,6 +17,7 @@ ROWS = [
 RECOGNISERS = [
     row for row in ROWS if Path(row["Script_file"]).name == "train.py"
 ]
+PRETRAININGS = [row for row in ROWS if row["Task"] == "SSL-Pretraining"]
 LM = "tests/tmp/lm"
 
 

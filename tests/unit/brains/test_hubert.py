@@ -40,8 +40,9 @@ def make_model(clusters=7, **config):
 
 def make_brain(model=None, **settings):
     upstream = FilterbankEncoder("mfcc", 23, n_mfcc=13, normalize=False)
-    torch.manual_seed(1)
-    clusters = Clusters(30 * torch.randn(7, 39))
+    noise = 0.1 * torch.randn(1, 16000, generator=torch.manual_seed(1))
+    (frames,), _ = upstream(noise)
+    clusters = Clusters(frames[0, 10:80:10])
     return HubertBrain(
         targets=ClusterTargets(upstream, 0, clusters),
         modules={"model": model or make_model()},
@@ -112,7 +113,7 @@ def test_the_loss_is_that_of_masked_frames(batch, weight):
     stats = brain.stage_stats()
     assert stats["loss"] == pytest.approx(float(means[True]))
     assert stats["accuracy"] == pytest.approx(100 * right / len(sums[True]))
-    assert labels[0, :].unique().numel() > 1
+    assert labels.unique().numel() > 3
 
 
 def test_valid_masks_are_the_same_every_time_and_leave_training_alone(batch):
@@ -150,10 +151,10 @@ def test_every_parameter_gets_a_gradient_even_without_a_mask(batch):
 def test_training_learns_a_batch(batch):
     brain = make_brain(opt_class=lambda x: torch.optim.Adam(x, lr=0.01))
     loader = torch.utils.data.DataLoader([batch], batch_size=None)
-    brain.fit(range(40), loader, loader)
+    brain.fit(range(20), loader, loader)
     first = make_brain()
     first.evaluate(loader)
-    assert brain.valid_stats["loss"] < 0.6 * first.valid_stats["loss"]
+    assert brain.valid_stats["loss"] < 0.8 * first.valid_stats["loss"]
 
 
 def test_the_saved_folder_is_loaded_by_transformers_and_by_the_encoder(
