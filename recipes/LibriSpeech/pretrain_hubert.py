@@ -31,6 +31,7 @@ from speechbrain_ee.clusters import (
     ClusterTargets,
     cluster_speech,
     clusters_of_run,
+    labels_per_frame,
 )
 from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
 from speechbrain_ee.experiment import load_experiment, make_speech_dataset
@@ -90,8 +91,9 @@ if __name__ == "__main__":
         ),
     )
 
+    subsampling = labels_per_frame(upstream, hparams["encoder"])
     brain = hparams["brain"](
-        targets=ClusterTargets(upstream, layer, clusters),
+        targets=ClusterTargets(upstream, layer, clusters, subsampling),
         modules=hparams["modules"],
         hparams=hparams,
         run_opts=run_opts,

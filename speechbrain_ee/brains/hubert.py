@@ -166,7 +166,8 @@ class HubertBrain(sb.Brain):
         if len(targets.clusters) != self.model.head.num_clusters:
             raise ValueError(
                 f"The head has {self.model.head.num_clusters} clusters, the "
-                f"targets {len(targets.clusters)}."
+                f"targets {len(targets.clusters)}. Set num_clusters to it, or "
+                "delete clusters.npz to find others."
             )
 
     def make_dataloader(self, dataset, stage, **loader_kwargs):
@@ -204,8 +205,7 @@ class HubertBrain(sb.Brain):
             frames, config.mask_time_prob, config.mask_time_length
         ).to(self.device)
         logits = self.modules.model(wavs, wav_lens, masked)
-        labels, label_frames = self.targets(wavs, wav_lens)
-        labels = self.targets.at_rate_of(labels, label_frames, logits.shape[1])
+        labels = self.targets(wavs, wav_lens)[0][:, : logits.shape[1]]
         time = torch.arange(logits.shape[1])
         real = (time < frames[:, None]).to(self.device)
         return logits, labels, masked, real

@@ -1,5 +1,7 @@
 """k-means targets against scikit-learn and against a naive search."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from speechbrain_ee.clusters import (
     cluster_speech,
     clusters_of_run,
     fit_clusters,
+    labels_per_frame,
 )
 from speechbrain_ee.encoders import FilterbankEncoder
 from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
@@ -67,23 +70,32 @@ def test_other_states_than_those_clustered_are_refused():
         ClusterTargets(mfcc(), 1, Clusters(torch.randn(5, 39)))
 
 
+class Times(FilterbankEncoder):
+    """Its only feature says where a frame stands."""
+
+    def begin(self, wavs, wav_lens=None):
+        """Samples from the first one to the middle of each frame."""
+        state = super().begin(wavs, wav_lens)
+        hop = torch.arange(state.hidden.shape[1])[None, :, None]
+        return replace(state, hidden=160.0 * hop.repeat(len(wavs), 1, 39))
+
+
 def test_targets_stand_in_the_middle_of_an_encoders_frames():
     encoder = HuggingFaceEncoder("hubert", False, config=SMALL)
-    targets = ClusterTargets(mfcc(), 0, Clusters(torch.randn(5, 39)))
-    for samples in range(16000, 16000 + 700, 53):
-        samples = torch.tensor([samples, 8000])
-        frames = targets.upstream.frames_of(samples)
-        longest = int(encoder.frames_of(samples).max())
-        times = torch.arange(int(frames.max())).repeat(2, 1)
-        chosen = targets.at_rate_of(times, frames, longest)
+    upstream = Times("mfcc", 23, n_mfcc=13)
+    ratio = labels_per_frame(upstream, encoder)
+    assert ratio == 2
+    centroids = 160.0 * torch.arange(400)[:, None].repeat(1, 39)
+    targets = ClusterTargets(upstream, 0, Clusters(centroids), ratio)
+    for samples in [400, 719, 720, *range(16000, 16000 + 700, 53)]:
+        labels, frames = targets(torch.zeros(1, samples))
+        longest = int(encoder.frames_of(torch.tensor(samples)))
+        assert labels.shape == (1, int(frames)) and longest <= frames
         # A frame of 400 samples every 320; MFCCs' are centred every 160.
         middles = 320 * torch.arange(longest) + 200
-        assert chosen.shape == (2, longest)
-        assert (160 * chosen - middles).abs().max() <= 80
-        same = targets.at_rate_of(chosen, encoder.frames_of(samples), longest)
-        assert torch.equal(same, chosen)
-    with pytest.raises(ValueError, match="101 frames, but only 49 labels"):
-        targets.at_rate_of(torch.zeros(1, 49), torch.tensor([49]), 101)
+        assert (160 * labels[0, :longest] - middles).abs().max() <= 80
+    with pytest.raises(ValueError, match="0.50 targets for each frame"):
+        labels_per_frame(encoder, upstream)
 
 
 @pytest.mark.parametrize("layer", [0, 2])

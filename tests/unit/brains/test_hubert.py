@@ -44,7 +44,7 @@ def make_brain(model=None, **settings):
     (frames,), _ = upstream(noise)
     clusters = Clusters(frames[0, 10:80:10])
     return HubertBrain(
-        targets=ClusterTargets(upstream, 0, clusters),
+        targets=ClusterTargets(upstream, 0, clusters, 2),
         modules={"model": model or make_model()},
         run_opts={"device": "cpu", "noprogressbar": True},
         **settings,
