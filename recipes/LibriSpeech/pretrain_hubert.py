@@ -122,7 +122,7 @@ if __name__ == "__main__":
     samples = sum(x["stop"] - x["start"] for x in train.data.values())
     run_on_main(
         save_hubert,
-        [Path(hparams["output_folder"]) / "hubert", brain.model, clusters],
+        [Path(hparams["output_folder"]) / "hubert", hparams["model"], clusters],
         {
             "facts": {
                 "utterances": len(train),
@@ -134,7 +134,10 @@ if __name__ == "__main__":
                 "inertia": clusters.inertia,
                 "steps": brain.optimizer_step,
                 "epochs": hparams["epoch_counter"].current,
-                "valid": {"split": hparams["valid_split"], **brain.valid_stats},
+                "valid": {
+                    "split": hparams["valid_split"],
+                    **brain.valid_figures,
+                },
             }
         },
     )

@@ -110,7 +110,7 @@ def test_the_loss_is_that_of_masked_frames(batch, weight):
             right += bool(masked[b, t] and p.argmax() == labels[b, t])
     means = {k: torch.stack(v).mean() for k, v in sums.items()}
     assert loss == pytest.approx(float(means[True] + weight * means[False]))
-    stats = brain.stage_stats()
+    stats = brain.figures(0.0)
     assert stats["loss"] == pytest.approx(float(means[True]))
     assert stats["accuracy"] == pytest.approx(100 * right / len(sums[True]))
     assert labels.unique().numel() > 3
@@ -142,7 +142,7 @@ def test_every_parameter_gets_a_gradient_even_without_a_mask(batch):
         loss.backward()
         without = [
             name
-            for name, p in brain.model.named_parameters()
+            for name, p in brain.unwrapped["model"].named_parameters()
             if p.requires_grad and p.grad is None
         ]
         assert without == [] and torch.isfinite(loss)
@@ -154,7 +154,7 @@ def test_training_learns_a_batch(batch):
     brain.fit(range(20), loader, loader)
     first = make_brain()
     first.evaluate(loader)
-    assert brain.valid_stats["loss"] < 0.8 * first.valid_stats["loss"]
+    assert brain.valid_figures["loss"] < 0.8 * first.valid_figures["loss"]
 
 
 def test_the_saved_folder_is_loaded_by_transformers_and_by_the_encoder(
