@@ -75,7 +75,7 @@ def write_results_report(folder: str | Path, valid: str) -> Path:
     >>> _ = write_results(
     ...     folder, "test", pd.DataFrame([row | {"utterances": 100}])
     ... )
-    >>> print(write_results_report(folder, "dev").read_text().split("\n")[4])
+    >>> print(write_results_report(folder, "dev").read_text().splitlines()[4])
     | test | PER | all | 5.40 | 5.00 – 6.00 | 100 |
     """
     folder = Path(folder)
