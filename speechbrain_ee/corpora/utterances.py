@@ -29,7 +29,7 @@ OBJECTS = {
     "window": {"en": "the window", "de": "das fenster", "fr": "la fenêtre"},
     "gate": {"en": "the gate", "de": "das tor", "fr": "le portail"},
 }
-VOICES = {"en": "en-us", "de": "de", "fr": "fr-fr"}
+VOICES = {"en": "en-us", "de": "de", "fr": "fr"}
 DEFAULT_TAKES = {"train": 2, "valid": 1, "test": 1}
 UNSEEN = "unseen"
 TRIALS = 200
