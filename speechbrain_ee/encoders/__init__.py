@@ -5,10 +5,12 @@ from speechbrain_ee.encoders.base import (
     LayerwiseEncoder,
     check_layers,
 )
+from speechbrain_ee.encoders.filterbank import FilterbankEncoder
 from speechbrain_ee.encoders.speechbrain import SpeechBrainEncoder
 
 __all__ = [
     "EncoderState",
+    "FilterbankEncoder",
     "LayerwiseEncoder",
     "SpeechBrainEncoder",
     "check_layers",

@@ -67,6 +67,11 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
         return len(self.layers)
 
     @property
+    def state_sizes(self) -> list[int]:
+        """The width of each state, from the front end to the last layer."""
+        return [self.output_size] * (self.num_layers + 1)
+
+    @property
     @abstractmethod
     def layers(self) -> torch.nn.ModuleList:
         """The stock model's layers, first to last."""
@@ -368,3 +373,55 @@ def padding_mask(hidden: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """
     time = torch.arange(hidden.shape[1], device=hidden.device)
     return time >= frames.to(hidden.device)[:, None]
+
+
+def silence_padding(wavs: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """Zeros behind the end of each waveform.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        Waveforms of shape (batch, samples).
+    samples : torch.Tensor
+        Real samples of each, int64 of shape (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        The same shape.
+
+    Example
+    -------
+    >>> silence_padding(torch.ones(1, 4), torch.tensor([3]))
+    tensor([[1., 1., 1., 0.]])
+    """
+    time = torch.arange(wavs.shape[1], device=wavs.device)
+    return wavs.masked_fill(time >= samples.to(wavs.device)[:, None], 0.0)
+
+
+def relative_lengths(
+    hidden: torch.Tensor, frames: torch.Tensor
+) -> torch.Tensor:
+    """Lengths as SpeechBrain's modules want them.
+
+    A quarter of a frame less, so that its masks, which multiply by the time
+    again and round up or to the nearest, count right.
+
+    Arguments
+    ---------
+    hidden : torch.Tensor
+        Shape (batch, time, …).
+    frames : torch.Tensor
+        Real frames of each utterance, int64 of shape (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (batch,), on the device of ``hidden``.
+
+    Example
+    -------
+    >>> relative_lengths(torch.zeros(2, 4, 1), torch.tensor([4, 2]))
+    tensor([0.9375, 0.4375])
+    """
+    return ((frames - 0.25) / hidden.shape[1]).to(hidden.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from speechbrain.lobes.features import MFCC, Fbank
 
 
@@ -80,3 +81,30 @@ def make_features(kind: str, n_mels: int = 80, **options):
     if kind == "mfcc":
         options = {"n_mfcc": n_mels, **options}
     return FEATURES[kind](n_mels=n_mels, **options)
+
+
+def feature_frames(
+    compute_features: torch.nn.Module, samples: torch.Tensor
+) -> torch.Tensor:
+    """How many frames are made of waveforms.
+
+    Arguments
+    ---------
+    compute_features : torch.nn.Module
+        As from ``make_features``.
+    samples : torch.Tensor
+        Samples of each utterance, int64 of any shape.
+
+    Returns
+    -------
+    torch.Tensor
+        int64 of the same shape, 0 where there are no samples.
+
+    Example
+    -------
+    >>> feature_frames(make_features("fbank"), torch.tensor([16000, 159, 0]))
+    tensor([101,   1,   0])
+    """
+    # SpeechBrain's STFT is centred: a frame at every hop, the first at 0.
+    hop = compute_features.compute_STFT.hop_length
+    return (samples // hop + 1) * (samples > 0)

@@ -26,13 +26,16 @@ from speechbrain_ee.encoders.base import (
     check_frames,
     is_padded,
     padding_mask,
+    relative_lengths,
     sample_counts,
+    silence_padding,
 )
 from speechbrain_ee.encoders.convolution import (
     convolve_front_end,
     frames_after,
     real_frames_only,
 )
+from speechbrain_ee.encoders.features import feature_frames
 
 
 class SpeechBrainEncoder(LayerwiseEncoder):
@@ -119,25 +122,16 @@ class SpeechBrainEncoder(LayerwiseEncoder):
 
     def frames_of(self, samples):
         """See ``LayerwiseEncoder.frames_of``."""
-        frames = self._feature_frames(samples)
+        frames = feature_frames(self.compute_features, samples)
         return frames if self.cnn is None else frames_after(self.cnn, frames)
-
-    def _feature_frames(self, samples):
-        # SpeechBrain's STFT is centred: a frame at every hop, the first at 0.
-        hop = self.compute_features.compute_STFT.hop_length
-        return (samples // hop + 1) * (samples > 0)
 
     def begin(self, wavs, wav_lens=None):
         """See ``LayerwiseEncoder.begin``."""
         samples = sample_counts(wavs, wav_lens)
         check_frames(self.frames_of(samples), samples, self.least_frames)
-        time = torch.arange(wavs.shape[1], device=wavs.device)
-        beyond = time >= samples.to(wavs.device)[:, None]
-        features = self.compute_features(wavs.masked_fill(beyond, 0.0))
-        frames = self._feature_frames(samples)
-        # A quarter of a frame less, so that SpeechBrain's masks, which multiply
-        # by the time again and round up or to the nearest, count right.
-        lengths = ((frames - 0.25) / features.shape[1]).to(features.device)
+        features = self.compute_features(silence_padding(wavs, samples))
+        frames = feature_frames(self.compute_features, samples)
+        lengths = relative_lengths(features, frames)
         if self.normalize is not None:
             features = self.normalize(features, lengths)
         if self.training and self.augment is not None:

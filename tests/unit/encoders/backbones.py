@@ -11,7 +11,11 @@ from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.processing.features import InputNormalization
 
-from speechbrain_ee.encoders import LayerwiseEncoder, SpeechBrainEncoder
+from speechbrain_ee.encoders import (
+    FilterbankEncoder,
+    LayerwiseEncoder,
+    SpeechBrainEncoder,
+)
 from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
 
 NUM_LAYERS = 4
@@ -119,6 +123,19 @@ def huggingface_backbone(model_type, stable=False, **config):
     return Backbone(encoder.eval(), stock_states)
 
 
+def filterbank_backbone():
+    """Features of the benchmarks, without any layer."""
+    features, norm = Fbank(n_mels=80, deltas=True), InputNormalization(
+        norm_type="sentence"
+    )
+
+    def stock_states(wavs):
+        x = norm(features(wavs), torch.ones(1))
+        return [x, x]
+
+    return Backbone(FilterbankEncoder().eval(), stock_states)
+
+
 # A configuration of few parameters.
 SMALL = {
     "num_hidden_layers": 2,
@@ -185,9 +202,12 @@ BACKBONES |= {
     )
 }
 
+# Features alone: nothing to run, to train or to leave.
+WITHOUT_LAYERS = {"fbank": (filterbank_backbone, ())}
+
 
 def build(name) -> Backbone:
     """The backbone of that name, always with the same random weights."""
     torch.manual_seed(0)
-    make, args = BACKBONES[name]
+    make, args = (BACKBONES | WITHOUT_LAYERS)[name]
     return make(*args)

@@ -5,13 +5,24 @@ import torch
 from speechbrain.lobes.features import Fbank
 
 from speechbrain_ee.encoders import SpeechBrainEncoder
-from tests.unit.encoders.backbones import BACKBONES, NUM_LAYERS, build
+from tests.unit.encoders.backbones import (
+    BACKBONES,
+    NUM_LAYERS,
+    WITHOUT_LAYERS,
+    build,
+)
 
 LENGTHS = (16000, 9000, 12345, 16000 - 37, 8000)
 
 
 @pytest.fixture(params=BACKBONES)
 def backbone(request):
+    return build(request.param)
+
+
+@pytest.fixture(params=[*BACKBONES, *WITHOUT_LAYERS])
+def upstream(request):
+    """One that may have no layers."""
     return build(request.param)
 
 
@@ -36,24 +47,25 @@ def assert_close(ours, stock):
 
 
 @torch.no_grad()
-def test_every_state_and_the_output_equal_the_stock_model(backbone, wavs):
-    encoder = backbone.encoder
+def test_every_state_and_the_output_equal_the_stock_model(upstream, wavs):
+    encoder = upstream.encoder
     for wav in wavs:
-        stock = backbone.stock_states(wav[None])
+        stock = upstream.stock_states(wav[None])
         states, frames = encoder(wav[None])
         assert frames.tolist() == [stock[-1].shape[1]]
-        assert len(states) == NUM_LAYERS + 1 == len(stock) - 1
+        assert len(states) == encoder.num_layers + 1 == len(stock) - 1
+        assert [x.shape[2] for x in states] == encoder.state_sizes
         for ours, theirs in zip(states, stock):
             assert_close(ours, theirs)
         assert_close(encoder.final_norm(states[-1]), stock[-1])
 
 
 @torch.no_grad()
-def test_a_padded_batch_equals_each_utterance_alone(backbone, wavs):
-    encoder = backbone.encoder
-    states, frames = encoder(*padded(wavs), normed=[NUM_LAYERS])
+def test_a_padded_batch_equals_each_utterance_alone(upstream, wavs):
+    encoder = upstream.encoder
+    states, frames = encoder(*padded(wavs), normed=[encoder.num_layers])
     for row, wav in enumerate(wavs):
-        stock = backbone.stock_states(wav[None])
+        stock = upstream.stock_states(wav[None])
         stock = [*stock[:-2], stock[-1]]  # the last state after its norm
         for ours, theirs in zip(states, stock):
             assert_close(ours[row, : frames[row]], theirs[0])
@@ -94,11 +106,11 @@ def test_gradients_reach_every_trainable_parameter(backbone, wavs):
     assert without == []
 
 
-def test_autocast_keeps_padding_out(backbone, wavs):
-    encoder = backbone.encoder
+def test_autocast_keeps_padding_out(upstream, wavs):
+    encoder = upstream.encoder
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        states, frames = encoder(*padded(wavs), layers=[NUM_LAYERS])
-        alone, _ = encoder(wavs[1][None], layers=[NUM_LAYERS])
+        states, frames = encoder(*padded(wavs), layers=[encoder.num_layers])
+        alone, _ = encoder(wavs[1][None], layers=[encoder.num_layers])
     difference = states[0][1, : frames[1]] - alone[0][0]
     assert difference.abs().mean() < 0.1 * alone[0].abs().mean()
 
@@ -136,15 +148,15 @@ def test_features_that_look_into_the_padding_are_refused(neighbours):
         SpeechBrainEncoder(transformer, Fbank(**{neighbours: True}))
 
 
-def test_an_utterance_without_frames_is_named(backbone, wavs):
+def test_an_utterance_without_frames_is_named(upstream, wavs):
     batch, wav_lens = padded(wavs)
     wav_lens[2] = 0.0
     with pytest.raises(ValueError, match="Utterance 2 of the batch has 0"):
-        backbone.encoder(batch, wav_lens)
+        upstream.encoder(batch, wav_lens)
 
 
-def test_frames_of_counts_what_the_encoder_makes(backbone):
+def test_frames_of_counts_what_the_encoder_makes(upstream):
     samples = torch.arange(8000, 8000 + 700, 37)
-    for n, frames in zip(samples, backbone.encoder.frames_of(samples)):
-        state = backbone.encoder.begin(torch.randn(1, int(n)))
+    for n, frames in zip(samples, upstream.encoder.frames_of(samples)):
+        state = upstream.encoder.begin(torch.randn(1, int(n)))
         assert state.hidden.shape[1] == frames == state.frames
