@@ -18,6 +18,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_ee.analysis.calibration import calibrated_thresholds
 from speechbrain_ee.analysis.report import write_report
+from speechbrain_ee.analysis.results import write_results, write_results_report
 from speechbrain_ee.exits import ExitSelector
 from speechbrain_ee.inference.export import write_inference
 from speechbrain_ee.overrides import resolve_overrides
@@ -177,10 +178,8 @@ def evaluate_and_export(
     Path
         The folder that all was written into.
     """
-    folder = output_folder = Path(output_folder)
-    if brain.debug and not brain.debug_persistently:
-        folder = folder / "debug"  # not over the files of a finished run
-        folder.mkdir(exist_ok=True)
+    output_folder = Path(output_folder)
+    folder = _folder_of(brain, output_folder)
     settings = {
         "folder": folder,
         "scores": scores,
@@ -205,4 +204,57 @@ def evaluate_and_export(
         },
     )
     run_on_main(write_report, [folder])
+    return folder
+
+
+def evaluate_downstream(
+    brain,
+    valid: tuple[str, DynamicItemDataset],
+    tests: Mapping[str, DynamicItemDataset],
+    output_folder: str | Path,
+    groups: Mapping[str, str],
+    loader_kwargs: Mapping,
+) -> Path:
+    """Evaluate a task model behind a frozen upstream, and write its report.
+
+    Writes ``traces_<set>.csv`` and ``results_<set>.csv`` of the test sets,
+    ``layers.csv`` and ``layers.png`` with what each layer of the upstream
+    contributes on the validation set, and ``report.md``.
+
+    Arguments
+    ---------
+    brain : DownstreamBrain
+        Trained.
+    valid : tuple
+        Name and dataset of the set that the layers are judged on.
+    tests : mapping
+        Name to dataset.
+    output_folder : str or Path
+        Of the run. A run with ``--debug`` writes into its folder ``debug``.
+    groups : mapping
+        Grouping columns of the traces, by the item that holds them.
+    loader_kwargs : mapping
+        Of the data loaders.
+
+    Returns
+    -------
+    Path
+        The folder that all was written into.
+    """
+    folder = _folder_of(brain, Path(output_folder))
+    for name, dataset in tests.items():
+        traces = brain.evaluate_set(
+            dataset, name, folder, loader_kwargs, groups
+        )
+        run_on_main(write_results, [folder, name, brain.results(traces)])
+    run_on_main(write_results_report, [folder, valid[0]])
+    return folder
+
+
+def _folder_of(brain, output_folder: Path) -> Path:
+    """Where a run writes: with ``--debug``, not over that of a finished run."""
+    if not brain.debug or brain.debug_persistently:
+        return output_folder
+    folder = output_folder / "debug"
+    folder.mkdir(exist_ok=True)
     return folder

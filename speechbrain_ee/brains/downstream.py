@@ -18,6 +18,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import if_main_process
 from tqdm.auto import tqdm
 
+from speechbrain_ee.analysis.statistics import Bootstrap
 from speechbrain_ee.brains.base import RecipeBrain
 from speechbrain_ee.files import replacing
 
@@ -46,6 +47,7 @@ class DownstreamBrain(RecipeBrain):
     """
 
     averaged = ("interface", "downstream")
+    metric = "error_rate"  # what the error rate is called in results
 
     def __init__(self, cache=None, **kwargs):
         super().__init__(**kwargs)
@@ -187,9 +189,93 @@ class DownstreamBrain(RecipeBrain):
 
     def figures(self, loss):
         """Error rate of the whole set, in percent."""
-        errors = sum(row["errors"] for row in self.judged)
-        counted = sum(row["ref_len"] for row in self.judged)
-        return {"error_rate": 100 * errors / counted}
+        return {"error_rate": _error_rate(self.judged)}
+
+    def judge_set(
+        self,
+        dataset: DynamicItemDataset,
+        loader_kwargs: Mapping | None = None,
+        name: str = "",
+    ) -> list[Mapping]:
+        """Judge every utterance of a set by the model as it is now.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With what batches need.
+        loader_kwargs : mapping, optional
+            For the data loader.
+        name : str
+            Of the set, for the progress bar.
+
+        Returns
+        -------
+        list of mapping
+            As ``judge`` gives them; with ``--debug`` of some batches only.
+        """
+        self.modules.eval()
+        loader = self.make_dataloader(
+            dataset,
+            sb.Stage.TEST,
+            **{**(loader_kwargs or {}), "ckpt_prefix": None},
+        )
+        rows = []
+        for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
+            with self.evaluation_ctx:
+                predictions = self.compute_forward(batch, sb.Stage.TEST)
+                rows.extend(self.judge(predictions, batch))
+            if self.debug and len(rows) >= self.debug_batches * len(batch):
+                break
+        return rows
+
+    def error_rate(
+        self,
+        dataset: DynamicItemDataset,
+        loader_kwargs: Mapping | None = None,
+    ) -> float:
+        """How wrong the model is on a set, as it is now.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With what batches need.
+        loader_kwargs : mapping, optional
+            For the data loader.
+
+        Returns
+        -------
+        float
+            In percent.
+        """
+        return _error_rate(self.judge_set(dataset, loader_kwargs))
+
+    def results(self, traces: pd.DataFrame) -> pd.DataFrame:
+        """The figures of a set, with their intervals.
+
+        Arguments
+        ---------
+        traces : pandas.DataFrame
+            From ``evaluate_set``.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``metric``, ``group`` ("all", or some of the utterances), ``value``,
+            ``low``, ``high`` and ``utterances``.
+        """
+        rate = Bootstrap(len(traces)).error_rate_interval(
+            traces["errors"].to_numpy(), traces["ref_len"].to_numpy()
+        )
+        return pd.DataFrame(
+            [
+                {
+                    "metric": self.metric,
+                    "group": "all",
+                    **rate._asdict(),
+                    "utterances": len(traces),
+                }
+            ]
+        )
 
     def evaluate_set(
         self,
@@ -222,19 +308,7 @@ class DownstreamBrain(RecipeBrain):
             The traces, with one row per utterance.
         """
         self.on_evaluate_start(min_key=self.select_by)
-        self.modules.eval()
-        loader = self.make_dataloader(
-            dataset,
-            sb.Stage.TEST,
-            **{**(loader_kwargs or {}), "ckpt_prefix": None},
-        )
-        rows = []
-        for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
-            with self.evaluation_ctx:
-                predictions = self.compute_forward(batch, sb.Stage.TEST)
-                rows.extend(self.judge(predictions, batch))
-            if self.debug and len(rows) >= self.debug_batches * len(batch):
-                break
+        rows = self.judge_set(dataset, loader_kwargs, name)
         with dataset.output_keys_as(["id", *groups.values()]):
             items = {item["id"]: item for item in dataset}
         depth = self.upstream.num_layers
@@ -251,6 +325,11 @@ class DownstreamBrain(RecipeBrain):
         if if_main_process():
             with replacing(Path(folder) / f"traces_{name}.csv") as file:
                 traces.to_csv(file, index=False, encoding="utf-8")
-        rate = 100 * traces["errors"].sum() / traces["ref_len"].sum()
-        self.log({"set": name}, test_stats={"error_rate": rate})
+        self.log({"set": name}, test_stats={"error_rate": _error_rate(rows)})
         return traces
+
+
+def _error_rate(rows: Sequence[Mapping]) -> float:
+    """Of utterances that were judged, in percent."""
+    errors = sum(row["errors"] for row in rows)
+    return 100 * errors / sum(row["ref_len"] for row in rows)
