@@ -11,6 +11,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.edit_distance import wer_details_for_batch
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_ee.analysis.languages import language_results
 from speechbrain_ee.brains.downstream import DownstreamBrain
 from speechbrain_ee.downstreams.labels import (
     is_token,
@@ -129,6 +130,22 @@ class DownstreamCTC(DownstreamBrain):
             row |= {"hyp_language": first[1:-1], "language_errors": wrong}
             row = {"errors": wrong, "ref_len": 1} | row
         return row
+
+    def results(self, traces):
+        """Error rates and accuracy over languages, with their intervals.
+
+        Arguments
+        ---------
+        traces : pandas.DataFrame
+            From ``evaluate_set``, with the columns ``language``, ``few_shot``
+            and ``unit``.
+
+        Returns
+        -------
+        pandas.DataFrame
+            As from ``speechbrain_ee.analysis.languages.language_results``.
+        """
+        return language_results(traces)
 
     def figures(self, loss):
         """Error rate of the set, and of its languages where they are named."""

@@ -130,6 +130,7 @@ def make_label_encoder(
     encoder.add_blank()
     encoder.add_unk()
     encoder.update_from_iterable(labels, sequence_input=False)
+    encoder.expect_len(len(encoder))
     if Path(file).is_file():
         before = CTCTextEncoder()
         before.load(file)
