@@ -14,11 +14,16 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.encoder import CTCTextEncoder
 from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_ee.analysis.calibration import calibrated_thresholds
 from speechbrain_ee.analysis.report import write_report
 from speechbrain_ee.analysis.results import write_results, write_results_report
+from speechbrain_ee.downstreams.labels import (
+    make_label_encoder,
+    split_labels,
+)
 from speechbrain_ee.exits import ExitSelector
 from speechbrain_ee.inference.export import write_inference
 from speechbrain_ee.overrides import resolve_overrides
@@ -133,6 +138,82 @@ def make_datasets(
 
     return (
         load(train),
+        in_order(valid),
+        {name: in_order(path) for name, path in tests.items()},
+    )
+
+
+def make_label_datasets(
+    label_file: str | Path,
+    data_folder: str | Path,
+    train: str | Path,
+    valid: str | Path,
+    tests: Mapping[str, str | Path],
+) -> tuple[CTCTextEncoder, DynamicItemDataset, DynamicItemDataset, dict]:
+    """Datasets of prepared CSVs whose targets are characters or phones.
+
+    The CSVs have the columns ``ID``, ``duration`` (s), ``wav``, ``wrd`` and
+    ``unit``, see ``speechbrain_ee.downstreams.labels``.
+
+    Arguments
+    ---------
+    label_file : str or Path
+        Where the labels of the training data are numbered.
+    data_folder : str or Path
+        What ``$data_root`` stands for in the CSVs.
+    train : str or Path
+        The CSV to train on.
+    valid : str or Path
+        The CSV that chooses checkpoints.
+    tests : mapping
+        Name of a set to its CSV.
+
+    Returns
+    -------
+    label_encoder : CTCTextEncoder
+        Of the labels of the training data.
+    train : DynamicItemDataset
+        In the order of the CSV, with ``id``, ``sig``, ``tokens``, ``wrd`` and
+        ``unit``.
+    valid : DynamicItemDataset
+        Short utterances first.
+    tests : dict
+        Name to DynamicItemDataset, short utterances first.
+    """
+
+    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.provides("sig")
+    def read_file(wav):
+        """A whole file."""
+        return read_audio(wav)
+
+    @sb.utils.data_pipeline.takes("wrd", "unit")
+    @sb.utils.data_pipeline.provides("tokens")
+    def encode(wrd, unit):
+        """Labels as numbers."""
+        return label_encoder.encode_sequence_torch(split_labels(wrd, unit))
+
+    def load(path):
+        """A CSV, in its own order."""
+        return DynamicItemDataset.from_csv(
+            csv_path=path,
+            replacements={"data_root": data_folder},
+            dynamic_items=[read_file, encode],
+            output_keys=["id", "sig", "tokens", "wrd", "unit"],
+        )
+
+    def in_order(path):
+        """A CSV, short utterances first."""
+        return load(path).filtered_sorted(sort_key="duration")
+
+    train = load(train)
+    label_encoder = make_label_encoder(
+        label_file,
+        (split_labels(x["wrd"], x["unit"]) for x in train.data.values()),
+    )
+    return (
+        label_encoder,
+        train,
         in_order(valid),
         {name: in_order(path) for name, path in tests.items()},
     )

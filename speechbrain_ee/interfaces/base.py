@@ -264,10 +264,10 @@ def build_interface(
 
 
 def _checked_sizes(input_sizes) -> tuple[int, ...]:
-    sizes = tuple(input_sizes)
+    sizes = () if isinstance(input_sizes, Integral) else tuple(input_sizes)
     if not sizes or not all(isinstance(s, Integral) and s > 0 for s in sizes):
         raise ValueError(
-            f"input_sizes: {list(sizes)} must be the channels of one state or "
+            f"input_sizes: {input_sizes} must be the channels of one state or "
             "more, as [768, 768, 768]."
         )
     return tuple(int(size) for size in sizes)
