@@ -13,11 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-VOWELS = tuple("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
-CONSONANTS = tuple(
-    "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
-)
-STRESSES = "012"
+_STRESSES = "012"
 
 # What eSpeak NG's "en-us" has of the International Phonetic Alphabet.
 _VOWELS_OF_IPA = {
@@ -148,25 +144,10 @@ class Pronunciations:
                 "or set g2p: True."
             )
 
-    @property
-    def phones(self) -> list[str]:
-        """All phones that there may be, sorted.
-
-        Returns
-        -------
-        list of str
-            Those of ARPAbet, if the words have no others; else of the words.
-        """
-        stresses = STRESSES if self.stress else [""]
-        arpabet = {v + stress for v in VOWELS for stress in stresses}
-        arpabet |= set(CONSONANTS)
-        found = {p for phones in self.words.values() for p in phones}
-        return sorted(arpabet if found <= arpabet else found)
-
     def _stressed(self, phones):
         if self.stress:
             return phones
-        return [phone.rstrip(STRESSES) for phone in phones]
+        return [phone.rstrip(_STRESSES) for phone in phones]
 
 
 def spell_out(words: Sequence[str]) -> list[list[str]]:

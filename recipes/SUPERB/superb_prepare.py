@@ -12,11 +12,17 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parallel import parallel_map
 
-from speechbrain_ee.analysis.verification import draw_trials, read_trials
+from speechbrain_ee.analysis.verification import (
+    Trial,
+    draw_trials,
+    read_trials,
+)
 from speechbrain_ee.files import replacing
+from speechbrain_ee.phones import Pronunciations
 from speechbrain_ee.preparation import (
     SAMPLE_RATE,
     look_at_audio,
@@ -194,7 +200,9 @@ def read_table(file, label_columns):
                 f"{file}: {empty[0]} of {row['ID'] or f'row {number}'} is "
                 "empty: fill it in, or take the row out."
             )
-    twice = [name for name, n in Counter(r["ID"] for r in rows).items() if n > 1]
+    twice = [
+        name for name, n in Counter(r["ID"] for r in rows).items() if n > 1
+    ]
     if twice:
         raise ValueError(
             f"{file} has {len(twice)} IDs more than once, such as {twice[0]}: "
@@ -412,47 +420,77 @@ def duration_of(source, row, samples):
 
 
 def prepare_trials(
-    csv_file, trials_file, speaker_column="speaker", trials=None, count=10000
+    save_folder,
+    valid_csv,
+    test_csvs,
+    valid_trials,
+    test_trials,
+    speaker_column="speaker",
+    num_valid_trials=10000,
+    skip_prep=False,
 ):
-    """Writes a list of trials, with the IDs of a prepared CSV.
+    """Writes ``trials_<name>.txt`` for each set, with the IDs of its CSV.
+
+    A list is in VoxCeleb's format: ``1 UTTERANCE UTTERANCE`` for one speaker,
+    0 for two. Utterances are named by their ID or by the end of their path,
+    such as ``id10270/5r0dWxy17C8/00001.wav``.
 
     Arguments
     ---------
-    csv_file : str
-        What ``prepare_superb`` has written of the set.
-    trials_file : str
-        The file to write.
+    save_folder : str
+        Where ``prepare_superb`` has written the CSVs of the sets.
+    valid_csv : str
+        The CSV that chooses checkpoints.
+    test_csvs : sequence of str
+        CSVs to test on.
+    valid_trials : str, optional
+        The list of the first; drawn from it if there is none.
+    test_trials : sequence of str
+        The list of each of the others.
     speaker_column : str
-        The column that says who speaks, from which trials are drawn if none
-        are given.
-    trials : str, optional
-        A list in VoxCeleb's format: ``1 UTTERANCE UTTERANCE`` for one speaker,
-        0 for two. Utterances are named by their ID or by the end of their path,
-        such as ``id10270/5r0dWxy17C8/00001.wav``.
-    count : int
+        The column that says who speaks.
+    num_valid_trials : int
         How many trials are drawn, half of them of one speaker.
+    skip_prep : bool
+        If True, do nothing.
 
     Raises
     ------
     FileNotFoundError
-        If the list is missing.
+        If a list is missing.
     ValueError
-        If a trial names something else than one utterance of the set.
+        If a trial names something else than one utterance of its set, or there
+        are not as many lists as sets.
     """
-    with open(csv_file, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    names = [row["ID"] for row in rows]
-    if trials is None:
-        speakers = [row[speaker_column] for row in rows]
-        found = draw_trials(names, speakers, count)
-    else:
-        found = read_trials(trials)
-        ids = find_utterances(trials, found, rows)
-        found = [t._replace(enrol=ids[t.enrol], test=ids[t.test]) for t in found]
-    with replacing(trials_file) as file:
-        lines = (f"{int(t.same)} {t.enrol} {t.test}\n" for t in found)
-        file.write_text("".join(lines), encoding="utf-8")
-    logger.info(f"{trials_file}: {len(found)} trials of {len(rows)} utterances.")
+    if skip_prep:
+        return
+    if len(test_trials) != len(test_csvs):
+        raise ValueError(
+            f"test_trials names {len(test_trials)} lists of trials, test_csvs "
+            f"{len(test_csvs)} sets: name one for each, in the same order."
+        )
+    save_folder = Path(save_folder)
+    lists = [valid_trials, *test_trials]
+    for source, given in zip((valid_csv, *test_csvs), lists):
+        name = Path(source).stem
+        with open(
+            save_folder / f"{name}.csv", newline="", encoding="utf-8"
+        ) as stream:
+            rows = list(csv.DictReader(stream))
+        ids = [row["ID"] for row in rows]
+        if given is None:
+            speakers = [row[speaker_column] for row in rows]
+            trials = draw_trials(ids, speakers, num_valid_trials)
+        else:
+            trials = read_trials(given)
+            found = find_utterances(given, trials, rows)
+            trials = [
+                Trial(t.same, found[t.enrol], found[t.test]) for t in trials
+            ]
+        lines = (f"{int(t.same)} {t.enrol} {t.test}\n" for t in trials)
+        with replacing(save_folder / f"trials_{name}.txt") as file:
+            file.write_text("".join(lines), encoding="utf-8")
+        logger.info(f"{name}: {len(trials)} trials, {len(rows)} utterances.")
 
 
 def find_utterances(file, trials, rows):
@@ -501,6 +539,54 @@ def find_utterances(file, trials, rows):
             f"or {rows[0]['wav'].removeprefix(DATA_ROOT + '/')}."
         )
     return ids
+
+
+def prepare_phones(
+    save_folder, splits, lexicon, stress=True, g2p=False, skip_prep=False
+):
+    """Writes ``phones_<split>.csv`` with phones instead of words.
+
+    In it, ``wrd`` holds phones with spaces between them, ``words`` the words,
+    and ``unit`` is "phone".
+
+    Arguments
+    ---------
+    save_folder : str
+        Where the CSV of each split is, with words in ``wrd``.
+    splits : sequence of str
+        Their names.
+    lexicon : sequence of str
+        As in ``speechbrain_ee.phones.Pronunciations``.
+    stress : bool
+        As there.
+    g2p : bool
+        As there.
+    skip_prep : bool
+        If True, do nothing.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a lexicon is missing.
+    ValueError
+        If there are words without phones.
+    """
+    if skip_prep:
+        return
+    pronunciations = Pronunciations(lexicon, stress, g2p)
+    save_folder = Path(save_folder)
+    tables = {
+        split: pd.read_csv(
+            save_folder / f"{split}.csv", dtype=str, keep_default_na=False
+        )
+        for split in splits
+    }
+    pronunciations.learn(text for t in tables.values() for text in t["wrd"])
+    for split, table in tables.items():
+        phones = [" ".join(pronunciations(text)) for text in table["wrd"]]
+        table = table.assign(words=table["wrd"], wrd=phones, unit="phone")
+        with replacing(save_folder / f"phones_{split}.csv") as file:
+            table.to_csv(file, index=False)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ class RecipeBrain(sb.Brain):
         and others to a run that goes on from a checkpoint.
         """
         loader = super().make_dataloader(dataset, stage, **loader_kwargs)
-        sampler = loader_kwargs.get("batch_sampler")
-        batched = sampler is not None and not self.distributed_launch
-        if stage == sb.Stage.TRAIN and batched:
-            self.train_sampler = sampler
+        if stage == sb.Stage.TRAIN and not self.distributed_launch:
+            for key in ("sampler", "batch_sampler"):
+                if key in loader_kwargs:
+                    self.train_sampler = loader_kwargs[key]
         return loader
 
     @property

@@ -7,7 +7,7 @@ Authors
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -191,6 +191,41 @@ class DownstreamBrain(RecipeBrain):
         """Error rate of the whole set, in percent."""
         return {"error_rate": _error_rate(self.judged)}
 
+    def predict(
+        self,
+        dataset: DynamicItemDataset,
+        loader_kwargs: Mapping | None = None,
+        name: str = "",
+    ) -> Iterator[tuple]:
+        """What the task model says of a set, as it is now.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With what batches need.
+        loader_kwargs : mapping, optional
+            For the data loader.
+        name : str
+            Of the set, for the progress bar.
+
+        Yields
+        ------
+        batch : PaddedBatch
+            Some utterances.
+        predictions : object
+            As the downstream gives them.
+        """
+        self.modules.eval()
+        loader = self.make_dataloader(
+            dataset,
+            sb.Stage.TEST,
+            **{**(loader_kwargs or {}), "ckpt_prefix": None},
+        )
+        for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
+            with self.evaluation_ctx:
+                predictions = self.compute_forward(batch, sb.Stage.TEST)
+            yield batch, predictions
+
     def judge_set(
         self,
         dataset: DynamicItemDataset,
@@ -213,17 +248,9 @@ class DownstreamBrain(RecipeBrain):
         list of mapping
             As ``judge`` gives them; with ``--debug`` of some batches only.
         """
-        self.modules.eval()
-        loader = self.make_dataloader(
-            dataset,
-            sb.Stage.TEST,
-            **{**(loader_kwargs or {}), "ckpt_prefix": None},
-        )
         rows = []
-        for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
-            with self.evaluation_ctx:
-                predictions = self.compute_forward(batch, sb.Stage.TEST)
-                rows.extend(self.judge(predictions, batch))
+        for batch, predictions in self.predict(dataset, loader_kwargs, name):
+            rows.extend(self.judge(predictions, batch))
             if self.debug and len(rows) >= self.debug_batches * len(batch):
                 break
         return rows

@@ -172,7 +172,7 @@ class DownstreamCTC(DownstreamBrain):
         ValueError
             Naming the utterances and what can be done.
         """
-        most = self.downstream.positions.max_len
+        most = self.downstream.max_frames
         wrong = [
             f"{name} ({frames} frames)"
             for name, frames, _ in self._lengths(dataset)

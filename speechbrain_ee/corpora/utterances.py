@@ -62,8 +62,8 @@ def make_utterances(
     ``ID``, ``wav``, ``action``, ``object``, ``language`` and ``speaker``; paths
     start with ``$data_root``. The speakers of ``train`` are those of ``valid``
     and ``test`` too; ``unseen.csv`` has others. ``trials_valid.txt`` and
-    ``trials_unseen.txt`` are trials of speaker verification, where there is more than
-    one speaker, laid out as those of VoxCeleb:
+    ``trials_unseen.txt`` are trials of speaker verification, where there is
+    more than one speaker, laid out as those of VoxCeleb:
     ``1 SPEAKER/SPLIT/NNNNN.wav SPEAKER/SPLIT/NNNNN.wav``.
 
     The same arguments give the same corpus, whatever ``jobs`` is.

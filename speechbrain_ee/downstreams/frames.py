@@ -6,6 +6,8 @@ Authors
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 
@@ -19,46 +21,39 @@ class LinearCTC(torch.nn.Module):
     ---------
     input_size : int
         Channels of what the layer interface gives.
-    vocab_size : int
-        Labels, blank included.
+    labels : int
+        How many there are, with the blank.
     proj_size : int
         Channels between the two.
-    blank_index : int
-        Label of the blank.
 
     Example
     -------
-    >>> model = LinearCTC(8, vocab_size=41)
+    >>> model = LinearCTC(8, labels=41)
     >>> log_probs, frames = model(torch.randn(2, 9, 8), torch.tensor([9, 5]))
     >>> log_probs.shape, frames.tolist()
     (torch.Size([2, 9, 41]), [9, 5])
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        vocab_size: int,
-        proj_size: int = 256,
-        blank_index: int = 0,
-    ):
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.blank_index = blank_index
-        self.projection = torch.nn.Linear(input_size, proj_size)
-        self.output = torch.nn.Linear(proj_size, vocab_size)
+    max_frames = sys.maxsize
 
-    def frames_of(self, frames: torch.Tensor) -> torch.Tensor:
-        """How many frames come out.
+    def __init__(self, input_size: int, labels: int, proj_size: int = 256):
+        super().__init__()
+        self.labels = labels
+        self.projection = torch.nn.Linear(input_size, proj_size)
+        self.output = torch.nn.Linear(proj_size, labels)
+
+    def frames_after(self, frames: torch.Tensor) -> torch.Tensor:
+        """How many frames are left of so many: all.
 
         Arguments
         ---------
         frames : torch.Tensor
-            How many go in, int64.
+            Real frames of each utterance, int64.
 
         Returns
         -------
         torch.Tensor
-            As many.
+            The same.
         """
         return frames
 
@@ -77,9 +72,9 @@ class LinearCTC(torch.nn.Module):
         Returns
         -------
         log_probs : torch.Tensor
-            Shape (batch, time, vocabulary), float32.
+            Shape (batch, time, labels).
         frames : torch.Tensor
             As given.
         """
         logits = self.output(self.projection(features))
-        return logits.float().log_softmax(dim=-1), frames
+        return logits.log_softmax(dim=-1), frames
