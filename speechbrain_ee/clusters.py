@@ -393,6 +393,7 @@ def clusters_of_run(path: str | Path, source: str, find) -> Clusters:
     ValueError
         If the file holds clusters of something else.
     """
+
     def make():
         """Find them, once."""
         if not Path(path).is_file():

@@ -113,7 +113,9 @@ if __name__ == "__main__":
         valid_loader_kwargs=hparams["valid_dataloader_opts"],
     )
     brain.evaluate(
-        valid, min_key="loss", test_loader_kwargs=hparams["valid_dataloader_opts"]
+        valid,
+        min_key="loss",
+        test_loader_kwargs=hparams["valid_dataloader_opts"],
     )
     hours = sum(row["duration"] for row in train.data.values()) / 3600
     run_on_main(

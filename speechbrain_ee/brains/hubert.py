@@ -254,7 +254,9 @@ class HubertBrain(sb.Brain):
         """Count anew; outside training, draw the same masks every time."""
         names = ("frames", "right", "loss")
         self.sums = {
-            f"{kind}_{name}": 0 for kind in ("masked", "unmasked") for name in names
+            f"{kind}_{name}": 0
+            for kind in ("masked", "unmasked")
+            for name in names
         }
         if stage != sb.Stage.TRAIN:
             self.chance = np.random.get_state()

@@ -125,8 +125,9 @@ def huggingface_backbone(model_type, stable=False, **config):
 
 def filterbank_backbone():
     """Features of the benchmarks, without any layer."""
-    features, norm = Fbank(n_mels=80, deltas=True), InputNormalization(
-        norm_type="sentence"
+    features, norm = (
+        Fbank(n_mels=80, deltas=True),
+        InputNormalization(norm_type="sentence"),
     )
 
     def stock_states(wavs):
