@@ -7,17 +7,22 @@ Authors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.dataio.dataio import read_audio
+from speechbrain.dataio.dataio import load_data_csv, read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder, CTCTextEncoder
 from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_ee.analysis.calibration import calibrated_thresholds
+from speechbrain_ee.analysis.contributions import (
+    layer_contributions,
+    write_contributions,
+)
 from speechbrain_ee.analysis.report import write_report
 from speechbrain_ee.analysis.results import write_results, write_results_report
 from speechbrain_ee.downstreams.labels import (
@@ -333,6 +338,89 @@ def make_utterance_datasets(
     )
 
 
+def make_speech_dataset(
+    csv_files: Sequence[str | Path],
+    data_folder: str | Path,
+    min_seconds: float = 0.0,
+    max_seconds: float | None = None,
+    random_crops: bool = False,
+    sample_rate: int = 16000,
+) -> DynamicItemDataset:
+    """Speech without labels, from any number of CSVs.
+
+    The CSVs have the columns ``ID``, ``duration`` (s), ``wav`` and, where an
+    utterance is a piece of a recording, ``start`` and ``stop`` (samples);
+    others are passed over.
+
+    Arguments
+    ---------
+    csv_files : sequence of str or Path
+        The CSVs.
+    data_folder : str or Path
+        What ``$data_root`` stands for in them.
+    min_seconds : float
+        Shorter utterances are left out.
+    max_seconds : float, optional
+        Longer utterances are cut to it (default: none is).
+    random_crops : bool
+        Whether each time another piece is cut out, instead of the first.
+    sample_rate : int
+        Of the audio.
+
+    Returns
+    -------
+    DynamicItemDataset
+        With ``id``, ``sig`` and, on request, ``duration`` of the utterance and
+        ``seconds`` of ``sig``.
+
+    Raises
+    ------
+    ValueError
+        If an ID stands in two CSVs, a column is missing, or nothing is left.
+    """
+    data = {}
+    for path in csv_files:
+        rows = load_data_csv(path, {"data_root": data_folder})
+        twice = sorted(data.keys() & rows.keys())
+        if twice:
+            raise ValueError(
+                f"{path}: the ID {twice[0]} and {len(twice) - 1} more stand in "
+                "another CSV too. Put a prefix before the IDs of one."
+            )
+        for name, row in rows.items():
+            if not {"duration", "wav"} <= row.keys():
+                raise ValueError(
+                    f"{path}: the columns ID, duration and wav are needed; "
+                    f"there are ID, {', '.join(row)}."
+                )
+            start = int(row.get("start") or 0)
+            seconds = min(row["duration"], max_seconds or row["duration"])
+            if row["duration"] >= min_seconds:
+                data[name] = {
+                    "wav": row["wav"],
+                    "start": start,
+                    "duration": row["duration"],
+                    "seconds": seconds,
+                }
+    if not data:
+        raise ValueError(
+            f"No utterance in {', '.join(map(str, csv_files))} is as long as "
+            f"{min_seconds} s."
+        )
+
+    @sb.utils.data_pipeline.takes("wav", "start", "duration", "seconds")
+    @sb.utils.data_pipeline.provides("sig")
+    def read(wav, start, duration, seconds):
+        """The utterance, or a piece of it."""
+        samples = round(duration * sample_rate)
+        wanted = round(seconds * sample_rate)
+        if random_crops and samples > wanted:
+            start += int(torch.randint(samples - wanted + 1, ()))
+        return read_audio({"file": wav, "start": start, "stop": start + wanted})
+
+    return DynamicItemDataset(data, [read], ["id", "sig"])
+
+
 def evaluate_and_export(
     brain,
     valid: tuple[str, DynamicItemDataset],
@@ -414,7 +502,8 @@ def evaluate_downstream(
 
     Writes ``traces_<set>.csv`` and ``results_<set>.csv`` of the test sets,
     ``layers.csv`` and ``layers.png`` with what each layer of the upstream
-    contributes on the validation set, and ``report.md``.
+    contributes (see ``analysis.contributions``; where no weights are learnt, on
+    the validation set), and ``report.md``.
 
     Arguments
     ---------
@@ -442,7 +531,13 @@ def evaluate_downstream(
             dataset, name, folder, loader_kwargs, groups
         )
         run_on_main(write_results, [folder, name, brain.results(traces)])
-    run_on_main(write_results_report, [folder, valid[0]])
+    name, dataset = valid
+    layers = layer_contributions(
+        brain.unwrapped["interface"],
+        partial(brain.error_rate, dataset, loader_kwargs),
+    )
+    run_on_main(write_contributions, [folder, layers, brain.metric])
+    run_on_main(write_results_report, [folder, name])
     return folder
 
 
