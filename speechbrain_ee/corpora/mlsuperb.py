@@ -232,6 +232,4 @@ def _record(folder, utterance):
     pauses = rng.uniform(0.1, 0.3, 2) * SAMPLE_RATE
     words = utterance.text[:-1].lower()
     wave = np.pad(utterance.speaker(words).numpy(), pauses.astype(int))
-    audio_io.save(
-        folder / f"{utterance.name}.wav", soften(wave), SAMPLE_RATE
-    )
+    audio_io.save(folder / f"{utterance.name}.wav", soften(wave), SAMPLE_RATE)
