@@ -3,6 +3,7 @@
 import pytest
 
 from speechbrain_ee.corpora.librispeech import make_librispeech
+from speechbrain_ee.corpora.mlsuperb import make_mlsuperb
 from speechbrain_ee.corpora.tedlium import make_tedlium
 from speechbrain_ee.corpora.voxpopuli import make_voxpopuli
 from tests.integration.recipes import LM, ROWS, SPLITS, check, run, trains
@@ -30,6 +31,8 @@ def corpora(models):
     make_librispeech(folder / "LibriSpeech", SPLITS)
     make_tedlium(folder / "TEDLIUM_release-3", SPLITS)
     make_voxpopuli(folder / "VoxPopuli", SPLITS)
+    few = {"train": 3, "dev": 1, "test": 1}  # of each language and dataset
+    make_mlsuperb(folder / "ML-SUPERB", few)
     return folder
 
 
