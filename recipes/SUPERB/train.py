@@ -161,6 +161,14 @@ if __name__ == "__main__":
             num_samples=hparams["batch_size"] * hparams["iterations_per_epoch"],
         )
 
+    if hparams["feature_cache"] is not None:
+        sets = {f"test_{name}": dataset for name, dataset in tests.items()}
+        brain.use_cache(
+            hparams["feature_cache"],
+            {"train": train, "valid": valid, **sets},
+            hparams["cache_dtype"],
+        )
+
     brain.fit_interface(train, hparams["valid_dataloader_opts"])
     brain.fit(
         hparams["epoch_counter"],

@@ -100,8 +100,9 @@ def write_results_report(folder: str | Path, valid: str) -> Path:
         "",
         "## Layers",
         "",
-        f"What each state of the upstream contributes on {valid}, 0 being that "
-        "before the first layer (`layers.csv`):",
+        "What each state of the upstream contributes, 0 being that before the "
+        "first layer (`layers.csv`): its learnt weight or, where the interface "
+        f"has none, the change on {valid} when it is taken away.",
         "",
         "![Contribution of each layer](layers.png)",
         "",

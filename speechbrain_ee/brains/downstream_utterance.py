@@ -224,8 +224,6 @@ class DownstreamVerifier(UtteranceBrain):
         If the downstream was made for another number of speakers.
     """
 
-    metric = "EER"
-
     def __init__(
         self,
         label_encoders: Mapping[str, CategoricalEncoder],
@@ -234,7 +232,7 @@ class DownstreamVerifier(UtteranceBrain):
         objective=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(metric="EER", **kwargs)
         (self.label_encoder,) = label_encoders.values()
         self.trials = trials
         self.valid_name = valid_name
