@@ -61,9 +61,9 @@ def make_utterances(
     language, some times at different rates. The columns of ``SPLIT.csv`` are
     ``ID``, ``wav``, ``action``, ``object``, ``language`` and ``speaker``; paths
     start with ``$data_root``. The speakers of ``train`` are those of ``valid``
-    and ``test`` too; ``unseen.csv`` has others. ``trials_valid.txt`` and
-    ``trials_unseen.txt`` are trials of speaker verification, where there is
-    more than one speaker, laid out as those of VoxCeleb:
+    and ``test`` too; ``unseen.csv`` has others. Beside each split but ``train``
+    stands ``trials_SPLIT.txt``, where there is more than one speaker, with
+    trials of speaker verification as VoxCeleb has them:
     ``1 SPEAKER/SPLIT/NNNNN.wav SPEAKER/SPLIT/NNNNN.wav``.
 
     The same arguments give the same corpus, whatever ``jobs`` is.
@@ -192,7 +192,7 @@ def _write(folder, split, rows, seed):
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    if split not in ("valid", UNSEEN):
+    if split == "train":
         return
     paths = [row["wav"].removeprefix("$data_root/wav/") for row in rows]
     speakers = [row["speaker"] for row in rows]
