@@ -74,7 +74,7 @@ def prepare_superb(
         Whether the test sets may have other labels than train, or none, as in
         speaker verification.
     min_duration : float, optional
-        Leave out utterances shorter than this, in seconds.
+        Leave out utterances of train shorter than this, in seconds.
     skip_prep : bool
         If True, do nothing.
     check_audio : bool
@@ -121,7 +121,7 @@ def prepare_superb(
             file,
             rows,
             str(data_folder),
-            min_duration,
+            min_duration if file == files[0] else None,
             check_audio,
         )
 

@@ -65,7 +65,8 @@ class UtteranceBrain(DownstreamBrain):
             raise ValueError(
                 f"{len(short)} utterances are too short for this model, which "
                 f"needs {self.least_frames} frames: {', '.join(short[:5])}. "
-                "Leave them out when the data is prepared (min_duration)."
+                "Take their rows out, or leave them out of training by "
+                "min_duration."
             )
 
 
