@@ -19,6 +19,7 @@ from pathlib import Path
 LAYOUTS = {
     "librispeech": "make_demo_corpus",
     "tedlium": "make_tedlium",
+    "utterances": "make_utterances",
     "voxpopuli": "make_voxpopuli",
 }
 

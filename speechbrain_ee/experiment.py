@@ -7,6 +7,7 @@ Authors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -14,13 +15,25 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataio import load_data_csv, read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.encoder import CategoricalEncoder, CTCTextEncoder
 from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_ee.analysis.calibration import calibrated_thresholds
+from speechbrain_ee.analysis.contributions import (
+    layer_contributions,
+    write_contributions,
+)
 from speechbrain_ee.analysis.report import write_report
+from speechbrain_ee.analysis.results import write_results, write_results_report
+from speechbrain_ee.downstreams.labels import (
+    make_class_encoder,
+    make_label_encoder,
+    split_labels,
+)
 from speechbrain_ee.exits import ExitSelector
 from speechbrain_ee.inference.export import write_inference
 from speechbrain_ee.overrides import resolve_overrides
+from speechbrain_ee.preparation import SAMPLE_RATE
 
 
 def load_experiment(
@@ -59,6 +72,71 @@ def load_experiment(
     return hparams
 
 
+def read_dataset(
+    path: str | Path,
+    data_folder: str | Path,
+    items: Sequence = (),
+    keys: Sequence[str] = (),
+    max_seconds: float | None = None,
+) -> DynamicItemDataset:
+    """A prepared CSV with its audio, in its own order.
+
+    It has the columns ``ID``, ``duration`` (s), ``wav`` and, where an utterance
+    is a piece of a recording, ``start`` and ``stop`` (samples).
+
+    Arguments
+    ---------
+    path : str or Path
+        The CSV.
+    data_folder : str or Path
+        What ``$data_root`` stands for in it.
+    items : sequence
+        Dynamic items beside ``sig``, as ``DynamicItemDataset`` takes them.
+    keys : sequence of str
+        Items to give beside ``id`` and ``sig``.
+    max_seconds : float, optional
+        Give a piece of longer utterances, which is drawn anew each time.
+
+    Returns
+    -------
+    DynamicItemDataset
+    """
+    most = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
+
+    def cut(start, stop):
+        """Ends of a piece that is not too long."""
+        if most is not None and stop - start > most:
+            start += int(torch.randint(stop - start - most + 1, ()))
+            stop = start + most
+        return {"start": start, "stop": stop}
+
+    @sb.utils.data_pipeline.takes("wav", "duration")
+    @sb.utils.data_pipeline.provides("sig")
+    def read_file(wav, duration):
+        """A whole file, or a piece of it."""
+        samples = round(float(duration) * SAMPLE_RATE)
+        if most is None or samples <= most:
+            return read_audio(wav)
+        return read_audio({"file": wav, **cut(0, samples)})
+
+    @sb.utils.data_pipeline.takes("wav", "start", "stop")
+    @sb.utils.data_pipeline.provides("sig")
+    def read_piece(wav, start, stop):
+        """A piece of a recording."""
+        return read_audio({"file": wav, **cut(int(start), int(stop))})
+
+    dataset = DynamicItemDataset.from_csv(
+        csv_path=path,
+        replacements={"data_root": data_folder},
+        dynamic_items=list(items),
+    )
+    columns = next(iter(dataset.data.values()), {})
+    pieces = {"start", "stop"} <= set(columns)
+    dataset.add_dynamic_item(read_piece if pieces else read_file)
+    dataset.set_output_keys(["id", "sig", *keys])
+    return dataset
+
+
 def make_datasets(
     tokenizer,
     data_folder: str | Path,
@@ -95,18 +173,6 @@ def make_datasets(
         Name to DynamicItemDataset, short utterances first.
     """
 
-    @sb.utils.data_pipeline.takes("wav")
-    @sb.utils.data_pipeline.provides("sig")
-    def read_file(wav):
-        """A whole file."""
-        return read_audio(wav)
-
-    @sb.utils.data_pipeline.takes("wav", "start", "stop")
-    @sb.utils.data_pipeline.provides("sig")
-    def read_piece(wav, start, stop):
-        """A piece of a recording."""
-        return read_audio({"file": wav, "start": int(start), "stop": int(stop)})
-
     @sb.utils.data_pipeline.takes("wrd")
     @sb.utils.data_pipeline.provides("tokens")
     def encode(wrd):
@@ -115,16 +181,7 @@ def make_datasets(
 
     def load(path):
         """A CSV, in its own order."""
-        dataset = DynamicItemDataset.from_csv(
-            csv_path=path,
-            replacements={"data_root": data_folder},
-            dynamic_items=[encode],
-        )
-        columns = next(iter(dataset.data.values()), {})
-        pieces = {"start", "stop"} <= set(columns)
-        dataset.add_dynamic_item(read_piece if pieces else read_file)
-        dataset.set_output_keys(["id", "sig", "tokens", "wrd"])
-        return dataset
+        return read_dataset(path, data_folder, [encode], ["tokens", "wrd"])
 
     def in_order(path):
         """A CSV, short utterances first."""
@@ -134,6 +191,150 @@ def make_datasets(
         load(train),
         in_order(valid),
         {name: in_order(path) for name, path in tests.items()},
+    )
+
+
+def make_label_datasets(
+    label_file: str | Path,
+    data_folder: str | Path,
+    train: str | Path,
+    valid: str | Path,
+    tests: Mapping[str, str | Path],
+) -> tuple[CTCTextEncoder, DynamicItemDataset, DynamicItemDataset, dict]:
+    """Datasets of prepared CSVs whose targets are characters or phones.
+
+    The CSVs have the columns ``ID``, ``duration`` (s), ``wav``, ``wrd`` and
+    ``unit``, see ``speechbrain_ee.downstreams.labels``.
+
+    Arguments
+    ---------
+    label_file : str or Path
+        Where the labels of the training data are numbered.
+    data_folder : str or Path
+        What ``$data_root`` stands for in the CSVs.
+    train : str or Path
+        The CSV to train on.
+    valid : str or Path
+        The CSV that chooses checkpoints.
+    tests : mapping
+        Name of a set to its CSV.
+
+    Returns
+    -------
+    label_encoder : CTCTextEncoder
+        Of the labels of the training data.
+    train : DynamicItemDataset
+        In the order of the CSV, with ``id``, ``sig``, ``tokens``, ``wrd`` and
+        ``unit``.
+    valid : DynamicItemDataset
+        Short utterances first.
+    tests : dict
+        Name to DynamicItemDataset, short utterances first.
+    """
+
+    @sb.utils.data_pipeline.takes("wrd", "unit")
+    @sb.utils.data_pipeline.provides("tokens")
+    def encode(wrd, unit):
+        """Labels as numbers."""
+        return label_encoder.encode_sequence_torch(split_labels(wrd, unit))
+
+    def load(path):
+        """A CSV, in its own order."""
+        keys = ["tokens", "wrd", "unit"]
+        return read_dataset(path, data_folder, [encode], keys)
+
+    def in_order(path):
+        """A CSV, short utterances first."""
+        return load(path).filtered_sorted(sort_key="duration")
+
+    train = load(train)
+    label_encoder = make_label_encoder(
+        label_file,
+        (split_labels(x["wrd"], x["unit"]) for x in train.data.values()),
+    )
+    return (
+        label_encoder,
+        train,
+        in_order(valid),
+        {name: in_order(path) for name, path in tests.items()},
+    )
+
+
+def make_utterance_datasets(
+    save_folder: str | Path,
+    label_columns: Sequence[str],
+    data_folder: str | Path,
+    train: str | Path,
+    valid: str | Path,
+    tests: Mapping[str, str | Path],
+    unseen_labels: bool = False,
+    max_seconds: float | None = None,
+) -> tuple[
+    dict[str, CategoricalEncoder], DynamicItemDataset, DynamicItemDataset, dict
+]:
+    """Datasets of prepared CSVs whose utterances have a label or several.
+
+    The CSVs have the columns ``ID``, ``duration`` (s), ``wav`` and those of
+    the labels.
+
+    Arguments
+    ---------
+    save_folder : str or Path
+        Gets ``labels_<column>.txt``, where the classes of the training data
+        are numbered.
+    label_columns : sequence of str
+        The columns of the labels, one for each slot.
+    data_folder : str or Path
+        What ``$data_root`` stands for in the CSVs.
+    train : str or Path
+        The CSV to train on.
+    valid : str or Path
+        The CSV that chooses checkpoints.
+    tests : mapping
+        Name of a set to its CSV.
+    unseen_labels : bool
+        Whether the test sets are read without their labels.
+    max_seconds : float, optional
+        Train on pieces of longer utterances.
+
+    Returns
+    -------
+    label_encoders : dict
+        A CategoricalEncoder for each column.
+    train : DynamicItemDataset
+        In the order of the CSV, with ``id``, ``sig`` and ``labels``.
+    valid : DynamicItemDataset
+        Short utterances first.
+    tests : dict
+        Name to DynamicItemDataset, short utterances first.
+    """
+
+    @sb.utils.data_pipeline.takes(*label_columns)
+    @sb.utils.data_pipeline.provides("labels")
+    def encode(*labels):
+        """Numbers of the classes, one for each slot."""
+        pairs = zip(label_encoders.values(), labels, strict=True)
+        return torch.tensor([one.encode_label(label) for one, label in pairs])
+
+    def in_order(path, labelled=True):
+        """A CSV, short utterances first."""
+        labels = ([encode], ["labels"]) if labelled else ()
+        dataset = read_dataset(path, data_folder, *labels)
+        return dataset.filtered_sorted(sort_key="duration")
+
+    train = read_dataset(train, data_folder, [encode], ["labels"], max_seconds)
+    label_encoders = {
+        column: make_class_encoder(
+            Path(save_folder) / f"labels_{column}.txt",
+            (row[column] for row in train.data.values()),
+        )
+        for column in label_columns
+    }
+    return (
+        label_encoders,
+        train,
+        in_order(valid),
+        {n: in_order(p, not unseen_labels) for n, p in tests.items()},
     )
 
 
@@ -261,10 +462,8 @@ def evaluate_and_export(
     Path
         The folder that all was written into.
     """
-    folder = output_folder = Path(output_folder)
-    if brain.debug and not brain.debug_persistently:
-        folder = folder / "debug"  # not over the files of a finished run
-        folder.mkdir(exist_ok=True)
+    output_folder = Path(output_folder)
+    folder = _folder_of(brain, output_folder)
     settings = {
         "folder": folder,
         "scores": scores,
@@ -289,4 +488,64 @@ def evaluate_and_export(
         },
     )
     run_on_main(write_report, [folder])
+    return folder
+
+
+def evaluate_downstream(
+    brain,
+    valid: tuple[str, DynamicItemDataset],
+    tests: Mapping[str, DynamicItemDataset],
+    output_folder: str | Path,
+    groups: Mapping[str, str],
+    loader_kwargs: Mapping,
+) -> Path:
+    """Evaluate a task model behind a frozen upstream, and write its report.
+
+    Writes ``traces_<set>.csv`` and ``results_<set>.csv`` of the test sets,
+    ``layers.csv`` and ``layers.png`` with what each layer of the upstream
+    contributes (see ``analysis.contributions``; where no weights are learnt, on
+    the validation set), and ``report.md``.
+
+    Arguments
+    ---------
+    brain : DownstreamBrain
+        Trained.
+    valid : tuple
+        Name and dataset of the set that the layers are judged on.
+    tests : mapping
+        Name to dataset.
+    output_folder : str or Path
+        Of the run. A run with ``--debug`` writes into its folder ``debug``.
+    groups : mapping
+        Grouping columns of the traces, by the item that holds them.
+    loader_kwargs : mapping
+        Of the data loaders.
+
+    Returns
+    -------
+    Path
+        The folder that all was written into.
+    """
+    folder = _folder_of(brain, Path(output_folder))
+    for name, dataset in tests.items():
+        traces = brain.evaluate_set(
+            dataset, name, folder, loader_kwargs, groups
+        )
+        run_on_main(write_results, [folder, name, brain.results(traces)])
+    name, dataset = valid
+    layers = layer_contributions(
+        brain.unwrapped["interface"],
+        partial(brain.error_rate, dataset, loader_kwargs),
+    )
+    run_on_main(write_contributions, [folder, layers, brain.metric])
+    run_on_main(write_results_report, [folder, name])
+    return folder
+
+
+def _folder_of(brain, output_folder: Path) -> Path:
+    """Where a run writes: with ``--debug``, not over that of a finished run."""
+    if not brain.debug or brain.debug_persistently:
+        return output_folder
+    folder = output_folder / "debug"
+    folder.mkdir(exist_ok=True)
     return folder

@@ -7,7 +7,7 @@ Authors
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,7 +18,9 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import if_main_process
 from tqdm.auto import tqdm
 
+from speechbrain_ee.analysis.statistics import Bootstrap
 from speechbrain_ee.brains.base import RecipeBrain
+from speechbrain_ee.feature_cache import FeatureCache
 from speechbrain_ee.files import replacing
 
 
@@ -33,9 +35,8 @@ class DownstreamBrain(RecipeBrain):
 
     Arguments
     ---------
-    cache : FeatureCache, optional
-        Holds the hidden states of all utterances, so that the upstream need
-        not run.
+    metric : str
+        What the error rate is called in results.
     **kwargs
         Those of ``RecipeBrain``.
 
@@ -47,9 +48,10 @@ class DownstreamBrain(RecipeBrain):
 
     averaged = ("interface", "downstream")
 
-    def __init__(self, cache=None, **kwargs):
+    def __init__(self, metric: str = "error_rate", **kwargs):
         super().__init__(**kwargs)
-        self.cache = cache
+        self.metric = metric
+        self.cache = None
         self.upstream = self.unwrapped["upstream"]
         trained = [
             name
@@ -61,6 +63,32 @@ class DownstreamBrain(RecipeBrain):
                 f"upstream: {len(trained)} of its parameters would be trained, "
                 f"such as {trained[0]}. Set freeze: True."
             )
+
+    def use_cache(
+        self,
+        folder: str | Path,
+        datasets: Mapping[str, DynamicItemDataset],
+        dtype: str = "float32",
+    ) -> None:
+        """Compute the hidden states of datasets once, and read them from then.
+
+        Their waveforms are then not read again.
+
+        Arguments
+        ---------
+        folder : str or Path
+            Of the cache, which other runs with the same upstream can share.
+        datasets : mapping
+            Name to dataset, with ``id``, ``sig`` and ``wav``.
+        dtype : str
+            ``float32`` or ``float16``.
+        """
+        cache = FeatureCache(folder, self.upstream, dtype, self.device)
+        for name, dataset in datasets.items():
+            cache.fill(name, dataset, progressbar=not self.noprogressbar)
+            keys = dict(dataset.pipeline.output_mapping)
+            dataset.set_output_keys([key for key in keys if key != "sig"])
+        self.cache = cache
 
     def states(self, batch) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Hidden states of a batch, from the upstream or from the cache.
@@ -187,9 +215,120 @@ class DownstreamBrain(RecipeBrain):
 
     def figures(self, loss):
         """Error rate of the whole set, in percent."""
-        errors = sum(row["errors"] for row in self.judged)
-        counted = sum(row["ref_len"] for row in self.judged)
-        return {"error_rate": 100 * errors / counted}
+        return {"error_rate": _error_rate(self.judged)}
+
+    def predict(
+        self,
+        dataset: DynamicItemDataset,
+        loader_kwargs: Mapping | None = None,
+        name: str = "",
+    ) -> Iterator[tuple]:
+        """What the task model says of a set, as it is now.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With what batches need.
+        loader_kwargs : mapping, optional
+            For the data loader.
+        name : str
+            Of the set, for the progress bar.
+
+        Yields
+        ------
+        batch : PaddedBatch
+            Some utterances.
+        predictions : object
+            As the downstream gives them.
+        """
+        self.modules.eval()
+        loader = self.make_dataloader(
+            dataset,
+            sb.Stage.TEST,
+            **{**(loader_kwargs or {}), "ckpt_prefix": None},
+        )
+        for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
+            with torch.no_grad(), self.evaluation_ctx:
+                predictions = self.compute_forward(batch, sb.Stage.TEST)
+            yield batch, predictions
+
+    def judge_set(
+        self,
+        dataset: DynamicItemDataset,
+        loader_kwargs: Mapping | None = None,
+        name: str = "",
+    ) -> list[Mapping]:
+        """Judge every utterance of a set by the model as it is now.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With what batches need.
+        loader_kwargs : mapping, optional
+            For the data loader.
+        name : str
+            Of the set, for the progress bar.
+
+        Returns
+        -------
+        list of mapping
+            As ``judge`` gives them; with ``--debug`` of some batches only.
+        """
+        rows = []
+        for batch, predictions in self.predict(dataset, loader_kwargs, name):
+            rows.extend(self.judge(predictions, batch))
+            if self.debug and len(rows) >= self.debug_batches * len(batch):
+                break
+        return rows
+
+    def error_rate(
+        self,
+        dataset: DynamicItemDataset,
+        loader_kwargs: Mapping | None = None,
+    ) -> float:
+        """How wrong the model is on a set, as it is now.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With what batches need.
+        loader_kwargs : mapping, optional
+            For the data loader.
+
+        Returns
+        -------
+        float
+            In percent.
+        """
+        return _error_rate(self.judge_set(dataset, loader_kwargs))
+
+    def results(self, traces: pd.DataFrame) -> pd.DataFrame:
+        """The figures of a set, with their intervals.
+
+        Arguments
+        ---------
+        traces : pandas.DataFrame
+            From ``evaluate_set``.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``metric``, ``group`` ("all", or some of the utterances), ``value``,
+            ``low``, ``high`` and ``utterances``.
+        """
+        rate = Bootstrap(len(traces)).error_rate_interval(
+            traces["errors"].to_numpy(), traces["ref_len"].to_numpy()
+        )
+        return pd.DataFrame(
+            [
+                {
+                    "metric": self.metric,
+                    "group": "all",
+                    **rate._asdict(),
+                    "utterances": len(traces),
+                }
+            ]
+        )
 
     def evaluate_set(
         self,
@@ -222,19 +361,7 @@ class DownstreamBrain(RecipeBrain):
             The traces, with one row per utterance.
         """
         self.on_evaluate_start(min_key=self.select_by)
-        self.modules.eval()
-        loader = self.make_dataloader(
-            dataset,
-            sb.Stage.TEST,
-            **{**(loader_kwargs or {}), "ckpt_prefix": None},
-        )
-        rows = []
-        for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
-            with self.evaluation_ctx:
-                predictions = self.compute_forward(batch, sb.Stage.TEST)
-                rows.extend(self.judge(predictions, batch))
-            if self.debug and len(rows) >= self.debug_batches * len(batch):
-                break
+        rows = self.judge_set(dataset, loader_kwargs, name)
         with dataset.output_keys_as(["id", *groups.values()]):
             items = {item["id"]: item for item in dataset}
         depth = self.upstream.num_layers
@@ -251,6 +378,11 @@ class DownstreamBrain(RecipeBrain):
         if if_main_process():
             with replacing(Path(folder) / f"traces_{name}.csv") as file:
                 traces.to_csv(file, index=False, encoding="utf-8")
-        rate = 100 * traces["errors"].sum() / traces["ref_len"].sum()
-        self.log({"set": name}, test_stats={"error_rate": rate})
+        self.log({"set": name}, test_stats={"error_rate": _error_rate(rows)})
         return traces
+
+
+def _error_rate(rows: Sequence[Mapping]) -> float:
+    """Of utterances that were judged, in percent."""
+    errors = sum(row["errors"] for row in rows)
+    return 100 * errors / sum(row["ref_len"] for row in rows)

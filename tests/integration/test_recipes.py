@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from inspect import signature
 from operator import eq, ge, gt, le, lt
 
 import pandas as pd
@@ -20,6 +21,7 @@ from ruamel.yaml import YAML
 from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
 from speechbrain_ee.overrides import resolve_overrides
 from tests.integration.recipes import (
+    DEBUG,
     LM,
     PRETRAININGS,
     RECOGNISERS,
@@ -29,13 +31,11 @@ from tests.integration.recipes import (
     check,
     flags,
     is_taught,
+    missing_files,
     name,
     run,
     trains,
 )
-
-# As SpeechBrain's own runner has it.
-DEBUG = ("--debug", "--debug_persistently")
 
 
 @pytest.mark.slow
@@ -85,12 +85,6 @@ def test_the_recipe_runs_from_end_to_end(row, request, tmp_path):
     fixed = curve[curve["selector"] == "fixed"]
     assert fixed["threshold"].tolist() == layers
     assert fixed["error_rate"].iloc[-1] == pytest.approx(rate)
-
-
-def missing_files(row, folder):
-    """What a row's run should have written, and has not."""
-    listed = re.search(r"file_exists=\[(.*?)\]", row["test_debug_checks"])[1]
-    return [file for file in listed.split(",") if not (folder / file).is_file()]
 
 
 @pytest.mark.slow
@@ -161,8 +155,24 @@ def test_a_trained_run_can_be_evaluated_again(trained, corpora, tmp_path):
     assert "train loss" not in log.read_text()[len(before) :]
 
 
+# What cannot be downloaded here cannot run here.
+BLOCKS = sorted((ROOT / "hparams").glob("*/*.yaml"))
+PUBLIC = [block for block in BLOCKS if "source: " in block.read_text()]
+
+
+@pytest.mark.parametrize("block", PUBLIC, ids=lambda b: b.stem)
+def test_the_block_of_a_public_model_freezes_it(block):
+    settings = YAML().load(block)
+    assert settings.tag.value == (
+        "!new:speechbrain_ee.encoders.huggingface.HuggingFaceEncoder"
+    )
+    assert settings.keys() <= signature(HuggingFaceEncoder).parameters.keys()
+    assert re.fullmatch(r"[\w-]+/[\w.-]+", settings["source"])
+    assert settings["freeze"] is True
+
+
 @pytest.mark.parametrize(
-    "block", sorted((ROOT / "hparams").glob("*/*.yaml")), ids=lambda b: b.stem
+    "block", [x for x in BLOCKS if x not in PUBLIC], ids=lambda b: b.stem
 )
 def test_every_block_is_used_by_a_run(block):
     if block.parent.name == "upstreams":

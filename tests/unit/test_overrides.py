@@ -7,6 +7,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_ee.exits import Patience, Threshold, get_score, get_selector
+from speechbrain_ee.interfaces import build_interface
 from speechbrain_ee.objectives import ExitLossSum, ExitPredictions
 from speechbrain_ee.objectives.weights import rising
 from speechbrain_ee.overrides import resolve_overrides
@@ -104,6 +105,8 @@ def test_every_block_holds_what_its_key_takes(block, tmp_path):
             get_selector(selector).prepare(range(2, 14, 2), lambda k, n: n)
     elif block.parent.name == "scores":
         assert all(get_score(score).name for score in value)
+    elif block.parent.name == "interfaces":
+        assert build_interface(value, [16] * 13).output_size == 16
     else:
         log_probs = torch.full((3, 1, 4, 3), 1 / 3).log()
         one = torch.tensor([1])

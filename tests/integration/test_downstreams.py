@@ -1,0 +1,55 @@
+"""Every YAML of a task model behind an upstream runs from end to end."""
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from tests.integration.recipes import (
+    DEBUG,
+    DOWNSTREAMS,
+    check,
+    flags,
+    missing_files,
+    name,
+    run,
+)
+
+
+def label(row):
+    """The YAML of a row, with its interface."""
+    (interface,) = (x for x in flags(row) if x.startswith("--interface="))
+    return f"{name(row)}-{interface.split('=')[1]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", DOWNSTREAMS, ids=label)
+def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
+    check(run(row, corpora, tmp_path, *DEBUG))
+    assert missing_files(row, tmp_path) == []
+    log = (tmp_path / "train_log.txt").read_text()
+    assert "valid error_rate: " in log
+    verifies = row["Task"] == "Downstream-Verification"
+    assert f"test {'EER' if verifies else 'error_rate'}: " in log
+
+    # The upstream is frozen, and is not stored with every checkpoint.
+    checkpoint, *_ = (tmp_path / "save").glob("CKPT*")
+    stored = {file.stem for file in checkpoint.glob("*.ckpt")}
+    assert stored >= {"interface", "downstream"} and "upstream" not in stored
+
+    settings = YAML().load(tmp_path / "hyperparams.yaml")
+    (file,) = tmp_path.glob("results_*.csv")
+    if verifies:
+        trials = pd.read_csv(tmp_path / file.name.replace("results", "trials"))
+        assert set(trials["label"]) == {0, 1}
+        assert trials["score"].between(-1.001, 1.001).all()
+    else:
+        traces = pd.read_csv(
+            tmp_path / "traces_test.csv", keep_default_na=False
+        )
+        assert {"errors", "ref_len", *settings["groups"]} <= set(traces)
+        assert traces["id"].is_unique and traces["ref_len"].gt(0).all()
+    results = pd.read_csv(file)
+    assert results[["value", "low", "high"]].notna().all(axis=None)
+    report = (tmp_path / "report.md").read_text()
+    for row in results.itertuples():
+        assert f"| {row.metric} | {row.group} | {row.value:.2f} |" in report
