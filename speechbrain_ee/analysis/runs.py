@@ -199,11 +199,11 @@ def describe_downstream(folder: str | Path) -> DownstreamRun:
     ...     source: facebook/wav2vec2-large-xlsr-53
     ... interface: !name:speechbrain_ee.interfaces.GroupedWeightedSum
     ...     num_groups: 3
-    ... d_ffn: 5336
+    ... d_ffn: 5337
     ... ''')
     >>> run = describe_downstream(folder)
     >>> run.upstream, run.interface, run.task
-    ('XLSR-53', 'Grouped WS, num_groups 3, d_ffn 5336', 'lid')
+    ('XLSR-53', 'Grouped WS, num_groups 3, d_ffn 5337', 'lid')
     """
     path = Path(folder) / "hyperparams.yaml"
     tree = _read_settings(path)
