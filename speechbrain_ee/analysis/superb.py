@@ -397,9 +397,7 @@ def _section(rows, columns: Sequence[Column], duration: str = "") -> Section:
         else:
             cells["SUPERB score ↑", "ours"] = [
                 _NONE if np.isnan(x) else f"{x:.1f}"
-                for x in scores.reindex(
-                    list(models.itertuples(index=False, name=None))
-                )
+                for x in scores[models.agg(" ".join, axis=1)]
             ]
             tasks = dict.fromkeys(x.task for x in there)
             notes += [_SCORE, f"Its tasks here: {', '.join(tasks)}."]
@@ -412,28 +410,28 @@ def _section(rows, columns: Sequence[Column], duration: str = "") -> Section:
 
 
 def _scores(rows, columns) -> pd.Series:
-    """Scores by (upstream, interface)."""
+    """Scores by upstream and interface, as one name."""
     figures = rows.pivot(
         index=["upstream", "interface"], columns="figure", values="value"
     )
-    figures.index = figures.index.to_flat_index()
+    figures.index = [" ".join(model) for model in figures.index]
     trained = rows.loc[rows["figure"] == "mono", "settings"].unique()
     if len(trained) > 1:
         raise ValueError(
             "mono is of other settings for one model than for another: "
             f"{' / '.join(trained)}."
         )
-    floors = [model for model in figures.index if model[0] == "FBANK"]
+    floors = [name for name in figures.index if name.startswith("FBANK ")]
     if len(floors) > 1:
         raise ValueError(
             "there are several models with filterbank features: "
-            f"{', '.join(' '.join(x) for x in floors)}. Compare with one."
+            f"{', '.join(floors)}. Compare with one."
         )
     return superb_scores(
         figures,
         {column.name: column.task for column in columns},
         [column.name for column in columns if column.higher_is_better],
-        floors[0] if floors else ("FBANK", ""),
+        floors[0] if floors else "FBANK",
     )
 
 
