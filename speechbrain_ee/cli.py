@@ -20,6 +20,7 @@ LAYOUTS = {
     "librispeech": "make_demo_corpus",
     "mlsuperb": "make_mlsuperb",
     "tedlium": "make_tedlium",
+    "utterances": "make_utterances",
     "voxpopuli": "make_voxpopuli",
 }
 

@@ -7,26 +7,33 @@ Authors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.dataio.dataio import read_audio
+from speechbrain.dataio.dataio import load_data_csv, read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.dataio.encoder import CTCTextEncoder
+from speechbrain.dataio.encoder import CategoricalEncoder, CTCTextEncoder
 from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_ee.analysis.calibration import calibrated_thresholds
+from speechbrain_ee.analysis.contributions import (
+    layer_contributions,
+    write_contributions,
+)
 from speechbrain_ee.analysis.report import write_report
 from speechbrain_ee.analysis.results import write_results, write_results_report
 from speechbrain_ee.downstreams.labels import (
+    make_class_encoder,
     make_label_encoder,
     split_labels,
 )
 from speechbrain_ee.exits import ExitSelector
 from speechbrain_ee.inference.export import write_inference
 from speechbrain_ee.overrides import resolve_overrides
+from speechbrain_ee.preparation import SAMPLE_RATE
 
 
 def load_experiment(
@@ -65,6 +72,71 @@ def load_experiment(
     return hparams
 
 
+def read_dataset(
+    path: str | Path,
+    data_folder: str | Path,
+    items: Sequence = (),
+    keys: Sequence[str] = (),
+    max_seconds: float | None = None,
+) -> DynamicItemDataset:
+    """A prepared CSV with its audio, in its own order.
+
+    It has the columns ``ID``, ``duration`` (s), ``wav`` and, where an utterance
+    is a piece of a recording, ``start`` and ``stop`` (samples).
+
+    Arguments
+    ---------
+    path : str or Path
+        The CSV.
+    data_folder : str or Path
+        What ``$data_root`` stands for in it.
+    items : sequence
+        Dynamic items beside ``sig``, as ``DynamicItemDataset`` takes them.
+    keys : sequence of str
+        Items to give beside ``id`` and ``sig``.
+    max_seconds : float, optional
+        Give a piece of longer utterances, which is drawn anew each time.
+
+    Returns
+    -------
+    DynamicItemDataset
+    """
+    most = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
+
+    def cut(start, stop):
+        """Ends of a piece that is not too long."""
+        if most is not None and stop - start > most:
+            start += int(torch.randint(stop - start - most + 1, ()))
+            stop = start + most
+        return {"start": start, "stop": stop}
+
+    @sb.utils.data_pipeline.takes("wav", "duration")
+    @sb.utils.data_pipeline.provides("sig")
+    def read_file(wav, duration):
+        """A whole file, or a piece of it."""
+        samples = round(float(duration) * SAMPLE_RATE)
+        if most is None or samples <= most:
+            return read_audio(wav)
+        return read_audio({"file": wav, **cut(0, samples)})
+
+    @sb.utils.data_pipeline.takes("wav", "start", "stop")
+    @sb.utils.data_pipeline.provides("sig")
+    def read_piece(wav, start, stop):
+        """A piece of a recording."""
+        return read_audio({"file": wav, **cut(int(start), int(stop))})
+
+    dataset = DynamicItemDataset.from_csv(
+        csv_path=path,
+        replacements={"data_root": data_folder},
+        dynamic_items=list(items),
+    )
+    columns = next(iter(dataset.data.values()), {})
+    pieces = {"start", "stop"} <= set(columns)
+    dataset.add_dynamic_item(read_piece if pieces else read_file)
+    dataset.set_output_keys(["id", "sig", *keys])
+    return dataset
+
+
 def make_datasets(
     tokenizer,
     data_folder: str | Path,
@@ -101,18 +173,6 @@ def make_datasets(
         Name to DynamicItemDataset, short utterances first.
     """
 
-    @sb.utils.data_pipeline.takes("wav")
-    @sb.utils.data_pipeline.provides("sig")
-    def read_file(wav):
-        """A whole file."""
-        return read_audio(wav)
-
-    @sb.utils.data_pipeline.takes("wav", "start", "stop")
-    @sb.utils.data_pipeline.provides("sig")
-    def read_piece(wav, start, stop):
-        """A piece of a recording."""
-        return read_audio({"file": wav, "start": int(start), "stop": int(stop)})
-
     @sb.utils.data_pipeline.takes("wrd")
     @sb.utils.data_pipeline.provides("tokens")
     def encode(wrd):
@@ -121,16 +181,7 @@ def make_datasets(
 
     def load(path):
         """A CSV, in its own order."""
-        dataset = DynamicItemDataset.from_csv(
-            csv_path=path,
-            replacements={"data_root": data_folder},
-            dynamic_items=[encode],
-        )
-        columns = next(iter(dataset.data.values()), {})
-        pieces = {"start", "stop"} <= set(columns)
-        dataset.add_dynamic_item(read_piece if pieces else read_file)
-        dataset.set_output_keys(["id", "sig", "tokens", "wrd"])
-        return dataset
+        return read_dataset(path, data_folder, [encode], ["tokens", "wrd"])
 
     def in_order(path):
         """A CSV, short utterances first."""
@@ -181,12 +232,6 @@ def make_label_datasets(
         Name to DynamicItemDataset, short utterances first.
     """
 
-    @sb.utils.data_pipeline.takes("wav")
-    @sb.utils.data_pipeline.provides("sig")
-    def read_file(wav):
-        """A whole file."""
-        return read_audio(wav)
-
     @sb.utils.data_pipeline.takes("wrd", "unit")
     @sb.utils.data_pipeline.provides("tokens")
     def encode(wrd, unit):
@@ -195,12 +240,8 @@ def make_label_datasets(
 
     def load(path):
         """A CSV, in its own order."""
-        return DynamicItemDataset.from_csv(
-            csv_path=path,
-            replacements={"data_root": data_folder},
-            dynamic_items=[read_file, encode],
-            output_keys=["id", "sig", "tokens", "wrd", "unit"],
-        )
+        keys = ["tokens", "wrd", "unit"]
+        return read_dataset(path, data_folder, [encode], keys)
 
     def in_order(path):
         """A CSV, short utterances first."""
@@ -217,6 +258,167 @@ def make_label_datasets(
         in_order(valid),
         {name: in_order(path) for name, path in tests.items()},
     )
+
+
+def make_utterance_datasets(
+    save_folder: str | Path,
+    label_columns: Sequence[str],
+    data_folder: str | Path,
+    train: str | Path,
+    valid: str | Path,
+    tests: Mapping[str, str | Path],
+    unseen_labels: bool = False,
+    max_seconds: float | None = None,
+) -> tuple[
+    dict[str, CategoricalEncoder], DynamicItemDataset, DynamicItemDataset, dict
+]:
+    """Datasets of prepared CSVs whose utterances have a label or several.
+
+    The CSVs have the columns ``ID``, ``duration`` (s), ``wav`` and those of
+    the labels.
+
+    Arguments
+    ---------
+    save_folder : str or Path
+        Gets ``labels_<column>.txt``, where the classes of the training data
+        are numbered.
+    label_columns : sequence of str
+        The columns of the labels, one for each slot.
+    data_folder : str or Path
+        What ``$data_root`` stands for in the CSVs.
+    train : str or Path
+        The CSV to train on.
+    valid : str or Path
+        The CSV that chooses checkpoints.
+    tests : mapping
+        Name of a set to its CSV.
+    unseen_labels : bool
+        Whether the test sets are read without their labels.
+    max_seconds : float, optional
+        Train on pieces of longer utterances.
+
+    Returns
+    -------
+    label_encoders : dict
+        A CategoricalEncoder for each column.
+    train : DynamicItemDataset
+        In the order of the CSV, with ``id``, ``sig`` and ``labels``.
+    valid : DynamicItemDataset
+        Short utterances first.
+    tests : dict
+        Name to DynamicItemDataset, short utterances first.
+    """
+
+    @sb.utils.data_pipeline.takes(*label_columns)
+    @sb.utils.data_pipeline.provides("labels")
+    def encode(*labels):
+        """Numbers of the classes, one for each slot."""
+        pairs = zip(label_encoders.values(), labels, strict=True)
+        return torch.tensor([one.encode_label(label) for one, label in pairs])
+
+    def in_order(path, labelled=True):
+        """A CSV, short utterances first."""
+        labels = ([encode], ["labels"]) if labelled else ()
+        dataset = read_dataset(path, data_folder, *labels)
+        return dataset.filtered_sorted(sort_key="duration")
+
+    train = read_dataset(train, data_folder, [encode], ["labels"], max_seconds)
+    label_encoders = {
+        column: make_class_encoder(
+            Path(save_folder) / f"labels_{column}.txt",
+            (row[column] for row in train.data.values()),
+        )
+        for column in label_columns
+    }
+    return (
+        label_encoders,
+        train,
+        in_order(valid),
+        {n: in_order(p, not unseen_labels) for n, p in tests.items()},
+    )
+
+
+def make_speech_dataset(
+    csv_files: Sequence[str | Path],
+    data_folder: str | Path,
+    min_seconds: float = 0.0,
+    max_seconds: float | None = None,
+    random_crops: bool = False,
+    sample_rate: int = 16000,
+) -> DynamicItemDataset:
+    """Speech without labels, from any number of CSVs.
+
+    The CSVs have the columns ``ID``, ``duration`` (s), ``wav`` and, where an
+    utterance is a piece of a recording, ``start`` and ``stop`` (samples);
+    others are passed over.
+
+    Arguments
+    ---------
+    csv_files : sequence of str or Path
+        The CSVs.
+    data_folder : str or Path
+        What ``$data_root`` stands for in them.
+    min_seconds : float
+        Shorter utterances are left out.
+    max_seconds : float, optional
+        Longer utterances are cut to it (default: none is).
+    random_crops : bool
+        Whether each time another piece is cut out, instead of the first.
+    sample_rate : int
+        Of the audio.
+
+    Returns
+    -------
+    DynamicItemDataset
+        With ``id``, ``sig`` and, on request, ``duration`` of the utterance and
+        ``seconds`` of ``sig``.
+
+    Raises
+    ------
+    ValueError
+        If an ID stands in two CSVs, a column is missing, or nothing is left.
+    """
+    data = {}
+    for path in csv_files:
+        rows = load_data_csv(path, {"data_root": data_folder})
+        twice = sorted(data.keys() & rows.keys())
+        if twice:
+            raise ValueError(
+                f"{path}: the ID {twice[0]} and {len(twice) - 1} more stand in "
+                "another CSV too. Put a prefix before the IDs of one."
+            )
+        for name, row in rows.items():
+            if not {"duration", "wav"} <= row.keys():
+                raise ValueError(
+                    f"{path}: the columns ID, duration and wav are needed; "
+                    f"there are ID, {', '.join(row)}."
+                )
+            start = int(row.get("start") or 0)
+            seconds = min(row["duration"], max_seconds or row["duration"])
+            if row["duration"] >= min_seconds:
+                data[name] = {
+                    "wav": row["wav"],
+                    "start": start,
+                    "duration": row["duration"],
+                    "seconds": seconds,
+                }
+    if not data:
+        raise ValueError(
+            f"No utterance in {', '.join(map(str, csv_files))} is as long as "
+            f"{min_seconds} s."
+        )
+
+    @sb.utils.data_pipeline.takes("wav", "start", "duration", "seconds")
+    @sb.utils.data_pipeline.provides("sig")
+    def read(wav, start, duration, seconds):
+        """The utterance, or a piece of it."""
+        samples = round(duration * sample_rate)
+        wanted = round(seconds * sample_rate)
+        if random_crops and samples > wanted:
+            start += int(torch.randint(samples - wanted + 1, ()))
+        return read_audio({"file": wav, "start": start, "stop": start + wanted})
+
+    return DynamicItemDataset(data, [read], ["id", "sig"])
 
 
 def evaluate_and_export(
@@ -300,7 +502,8 @@ def evaluate_downstream(
 
     Writes ``traces_<set>.csv`` and ``results_<set>.csv`` of the test sets,
     ``layers.csv`` and ``layers.png`` with what each layer of the upstream
-    contributes on the validation set, and ``report.md``.
+    contributes (see ``analysis.contributions``; where no weights are learnt, on
+    the validation set), and ``report.md``.
 
     Arguments
     ---------
@@ -328,7 +531,13 @@ def evaluate_downstream(
             dataset, name, folder, loader_kwargs, groups
         )
         run_on_main(write_results, [folder, name, brain.results(traces)])
-    run_on_main(write_results_report, [folder, valid[0]])
+    name, dataset = valid
+    layers = layer_contributions(
+        brain.unwrapped["interface"],
+        partial(brain.error_rate, dataset, loader_kwargs),
+    )
+    run_on_main(write_contributions, [folder, layers, brain.metric])
+    run_on_main(write_results_report, [folder, name])
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Pictures: error rate against depth, and where utterances leave.
+"""Pictures: error rate against depth, where utterances leave, and layers.
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -386,6 +386,47 @@ def draw_exits(
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_contributions(
+    table: pd.DataFrame, metric: str = "loss", title: str = ""
+) -> Figure:
+    """What each layer brings, as bars.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        As ``layers.csv``: the columns layer and contribution; where layers were
+        ablated, ``without`` too.
+    metric : str
+        What was evaluated without each layer.
+    title : str
+        Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> table = pd.DataFrame({"layer": [0, 1], "contribution": [0.2, 0.8]})
+    >>> draw_contributions(table).axes[0].get_ylabel()
+    'learnt weight'
+    """
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(table["layer"], table["contribution"], color=COLOURS[0])
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_xticks(table["layer"])
+    axes.set_xlabel("layer (0 = front-end output)")
+    axes.set_ylabel(
+        f"{metric} without the layer − with all"
+        if "without" in table
+        else "learnt weight"
+    )
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

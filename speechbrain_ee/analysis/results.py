@@ -75,7 +75,7 @@ def write_results_report(folder: str | Path, valid: str) -> Path:
     >>> _ = write_results(
     ...     folder, "test", pd.DataFrame([row | {"utterances": 100}])
     ... )
-    >>> print(write_results_report(folder, "dev").read_text().split("\n")[4])
+    >>> print(write_results_report(folder, "dev").read_text().splitlines()[4])
     | test | PER | all | 5.40 | 5.00 – 6.00 | 100 |
     """
     folder = Path(folder)
@@ -100,8 +100,9 @@ def write_results_report(folder: str | Path, valid: str) -> Path:
         "",
         "## Layers",
         "",
-        f"What each state of the upstream contributes on {valid}, 0 being that "
-        "before the first layer (`layers.csv`):",
+        "What each state of the upstream contributes, 0 being that before the "
+        "first layer (`layers.csv`): its learnt weight or, where the interface "
+        f"has none, the change on {valid} when it is taken away.",
         "",
         "![Contribution of each layer](layers.png)",
         "",

@@ -4,11 +4,17 @@ from speechbrain_ee.brains.aed import EarlyExitAED
 from speechbrain_ee.brains.ctc import EarlyExitCTC
 from speechbrain_ee.brains.downstream import DownstreamBrain
 from speechbrain_ee.brains.downstream_ctc import DownstreamCTC
+from speechbrain_ee.brains.downstream_utterance import (
+    DownstreamClassifier,
+    DownstreamVerifier,
+)
 from speechbrain_ee.brains.lm import LanguageModelBrain
 
 __all__ = [
     "DownstreamBrain",
     "DownstreamCTC",
+    "DownstreamClassifier",
+    "DownstreamVerifier",
     "EarlyExitAED",
     "EarlyExitCTC",
     "LanguageModelBrain",

@@ -55,7 +55,9 @@ class RecipeBrain(sb.Brain):
         """
         loader = super().make_dataloader(dataset, stage, **loader_kwargs)
         if stage == sb.Stage.TRAIN and not self.distributed_launch:
-            self.train_sampler = loader_kwargs.get("batch_sampler")
+            for key in ("sampler", "batch_sampler"):
+                if key in loader_kwargs:
+                    self.train_sampler = loader_kwargs[key]
         return loader
 
     @property

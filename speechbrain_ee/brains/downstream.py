@@ -7,7 +7,7 @@ Authors
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from speechbrain_ee.analysis.statistics import Bootstrap
 from speechbrain_ee.brains.base import RecipeBrain
+from speechbrain_ee.feature_cache import FeatureCache
 from speechbrain_ee.files import replacing
 
 
@@ -34,9 +35,8 @@ class DownstreamBrain(RecipeBrain):
 
     Arguments
     ---------
-    cache : FeatureCache, optional
-        Holds the hidden states of all utterances, so that the upstream need
-        not run.
+    metric : str
+        What the error rate is called in results.
     **kwargs
         Those of ``RecipeBrain``.
 
@@ -47,11 +47,11 @@ class DownstreamBrain(RecipeBrain):
     """
 
     averaged = ("interface", "downstream")
-    metric = "error_rate"  # what the error rate is called in results
 
-    def __init__(self, cache=None, **kwargs):
+    def __init__(self, metric: str = "error_rate", **kwargs):
         super().__init__(**kwargs)
-        self.cache = cache
+        self.metric = metric
+        self.cache = None
         self.upstream = self.unwrapped["upstream"]
         trained = [
             name
@@ -63,6 +63,32 @@ class DownstreamBrain(RecipeBrain):
                 f"upstream: {len(trained)} of its parameters would be trained, "
                 f"such as {trained[0]}. Set freeze: True."
             )
+
+    def use_cache(
+        self,
+        folder: str | Path,
+        datasets: Mapping[str, DynamicItemDataset],
+        dtype: str = "float32",
+    ) -> None:
+        """Compute the hidden states of datasets once, and read them from then.
+
+        Their waveforms are then not read again.
+
+        Arguments
+        ---------
+        folder : str or Path
+            Of the cache, which other runs with the same upstream can share.
+        datasets : mapping
+            Name to dataset, with ``id``, ``sig`` and ``wav``.
+        dtype : str
+            ``float32`` or ``float16``.
+        """
+        cache = FeatureCache(folder, self.upstream, dtype, self.device)
+        for name, dataset in datasets.items():
+            cache.fill(name, dataset, progressbar=not self.noprogressbar)
+            keys = dict(dataset.pipeline.output_mapping)
+            dataset.set_output_keys([key for key in keys if key != "sig"])
+        self.cache = cache
 
     def states(self, batch) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Hidden states of a batch, from the upstream or from the cache.
@@ -191,6 +217,41 @@ class DownstreamBrain(RecipeBrain):
         """Error rate of the whole set, in percent."""
         return {"error_rate": _error_rate(self.judged)}
 
+    def predict(
+        self,
+        dataset: DynamicItemDataset,
+        loader_kwargs: Mapping | None = None,
+        name: str = "",
+    ) -> Iterator[tuple]:
+        """What the task model says of a set, as it is now.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With what batches need.
+        loader_kwargs : mapping, optional
+            For the data loader.
+        name : str
+            Of the set, for the progress bar.
+
+        Yields
+        ------
+        batch : PaddedBatch
+            Some utterances.
+        predictions : object
+            As the downstream gives them.
+        """
+        self.modules.eval()
+        loader = self.make_dataloader(
+            dataset,
+            sb.Stage.TEST,
+            **{**(loader_kwargs or {}), "ckpt_prefix": None},
+        )
+        for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
+            with torch.no_grad(), self.evaluation_ctx:
+                predictions = self.compute_forward(batch, sb.Stage.TEST)
+            yield batch, predictions
+
     def judge_set(
         self,
         dataset: DynamicItemDataset,
@@ -213,17 +274,9 @@ class DownstreamBrain(RecipeBrain):
         list of mapping
             As ``judge`` gives them; with ``--debug`` of some batches only.
         """
-        self.modules.eval()
-        loader = self.make_dataloader(
-            dataset,
-            sb.Stage.TEST,
-            **{**(loader_kwargs or {}), "ckpt_prefix": None},
-        )
         rows = []
-        for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
-            with self.evaluation_ctx:
-                predictions = self.compute_forward(batch, sb.Stage.TEST)
-                rows.extend(self.judge(predictions, batch))
+        for batch, predictions in self.predict(dataset, loader_kwargs, name):
+            rows.extend(self.judge(predictions, batch))
             if self.debug and len(rows) >= self.debug_batches * len(batch):
                 break
         return rows

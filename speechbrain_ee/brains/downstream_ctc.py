@@ -132,19 +132,22 @@ class DownstreamCTC(DownstreamBrain):
         return row
 
     def results(self, traces):
-        """Error rates and accuracy over languages, with their intervals.
+        """Error rates with their intervals, over languages if these are known.
 
         Arguments
         ---------
         traces : pandas.DataFrame
-            From ``evaluate_set``, with the columns ``language``, ``few_shot``
-            and ``unit``.
+            From ``evaluate_set``.
 
         Returns
         -------
         pandas.DataFrame
-            As from ``speechbrain_ee.analysis.languages.language_results``.
+            As of ``DownstreamBrain``; where there are the columns ``language``,
+            ``few_shot`` and ``unit``, as from
+            ``speechbrain_ee.analysis.languages.language_results``.
         """
+        if not {"language", "few_shot", "unit"} <= set(traces):
+            return super().results(traces)
         return language_results(traces)
 
     def figures(self, loss):
@@ -172,7 +175,7 @@ class DownstreamCTC(DownstreamBrain):
         ValueError
             Naming the utterances and what can be done.
         """
-        most = self.downstream.positions.max_len
+        most = self.downstream.max_frames
         wrong = [
             f"{name} ({frames} frames)"
             for name, frames, _ in self._lengths(dataset)

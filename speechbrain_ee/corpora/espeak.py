@@ -10,6 +10,8 @@ Authors
 import _ctypes
 import ctypes
 import threading
+from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +32,7 @@ _INITIALIZE_DONT_EXIT = 0x8000
 _POSITION_CHARACTER = 1
 _CHARS_UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
+_IPA = 2
 
 _Callback = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p
@@ -104,22 +107,9 @@ class Synthesizer:
                 samples.extend(ctypes.string_at(block, 2 * count))
             return 0
 
-        # Intonation, flutter and breath noise depend on what was said before,
-        # through static variables that nothing but unloading resets.
-        library = ctypes.CDLL(espeakng_loader.get_library_path())
-        try:
-            rate = library.espeak_Initialize(
-                _AUDIO_OUTPUT_SYNCHRONOUS,
-                0,
-                espeakng_loader.get_data_path().encode(),
-                _INITIALIZE_DONT_EXIT,
-            )
-            if rate <= 0:
-                raise RuntimeError("eSpeak NG did not start.")
+        with _started(self.voice) as (library, rate):
             library.espeak_ng_SetRandSeed(ctypes.c_long(1))
             library.espeak_SetSynthCallback(collect)
-            if library.espeak_SetVoiceByName(self.voice.encode()):
-                raise ValueError(f"eSpeak NG has no voice '{self.voice}'.")
             library.espeak_SetParameter(_RATE, self.rate, 0)
             library.espeak_SetParameter(_PITCH, self.pitch, 0)
             library.espeak_SetParameter(_RANGE, self.pitch_range, 0)
@@ -135,7 +125,64 @@ class Synthesizer:
             )
             if status:
                 raise RuntimeError(f"eSpeak NG failed with status {status}.")
-        finally:
-            library.espeak_Terminate()
-            _ctypes.dlclose(library._handle)
         return samples, rate
+
+
+def phonemize(texts: Sequence[str], voice: str = "en-us") -> list[str]:
+    """How texts are pronounced, in the International Phonetic Alphabet.
+
+    Arguments
+    ---------
+    texts : sequence of str
+        What to say, without punctuation. Words in capitals may be spelled
+        letter by letter.
+    voice : str
+        As of a ``Synthesizer``.
+
+    Returns
+    -------
+    list of str
+        Stress marks stand before the vowels.
+
+    Raises
+    ------
+    ValueError
+        If there is no such voice.
+
+    Example
+    -------
+    >>> phonemize(["hello"])
+    ['həlˈoʊ']
+    """
+    with _lock, _started(voice) as (library, _):
+        spell = library.espeak_TextToPhonemes
+        spell.restype = ctypes.c_char_p
+        return [
+            spell(
+                ctypes.byref(ctypes.c_char_p(text.encode())), _CHARS_UTF8, _IPA
+            ).decode()
+            for text in texts
+        ]
+
+
+@contextmanager
+def _started(voice):
+    """The library, ready to speak, and the rate in Hz that it speaks at."""
+    # Intonation, flutter and breath noise depend on what was said before,
+    # through static variables that nothing but unloading resets.
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    try:
+        rate = library.espeak_Initialize(
+            _AUDIO_OUTPUT_SYNCHRONOUS,
+            0,
+            espeakng_loader.get_data_path().encode(),
+            _INITIALIZE_DONT_EXIT,
+        )
+        if rate <= 0:
+            raise RuntimeError("eSpeak NG did not start.")
+        if library.espeak_SetVoiceByName(voice.encode()):
+            raise ValueError(f"eSpeak NG has no voice '{voice}'.")
+        yield library, rate
+    finally:
+        library.espeak_Terminate()
+        _ctypes.dlclose(library._handle)

@@ -169,6 +169,7 @@ class ConvTransformerCTC(torch.nn.Module):
             d_model * int(self.frames_after(torch.tensor(linear_size))), d_model
         )
         self.positions = PositionalEncoding(d_model, max_frames)
+        self.max_frames = max_frames
         self.scale = d_model**0.5
         self.dropout = torch.nn.Dropout(dropout)
         self.transformer = TransformerEncoder(
@@ -224,11 +225,11 @@ class ConvTransformerCTC(torch.nn.Module):
         """
         left = self.frames_after(frames)
         least, most = int(left.min()), int(left.max())
-        if least < 1 or most > self.positions.max_len:
+        if least < 1 or most > self.max_frames:
             raise ValueError(
                 f"Utterances of {int(frames.min())} to {int(frames.max())} "
                 f"frames leave {least} to {most} after sub-sampling; it must "
-                f"be 1 to {self.positions.max_len}. Leave such utterances out "
+                f"be 1 to {self.max_frames}. Leave such utterances out "
                 "when the data is prepared, or raise max_frames."
             )
         x = self.linear(features[:, : int(frames.max())])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from speechbrain.dataio.encoder import CTCTextEncoder
+from speechbrain.dataio.encoder import CategoricalEncoder, CTCTextEncoder
 from speechbrain.utils.distributed import run_on_main
 
 UNITS = ("character", "phone")
@@ -131,14 +131,55 @@ def make_label_encoder(
     encoder.add_unk()
     encoder.update_from_iterable(labels, sequence_input=False)
     encoder.expect_len(len(encoder))
+    _write_down(file, encoder)
+    return encoder
+
+
+def make_class_encoder(
+    file: str | Path, labels: Iterable[str]
+) -> CategoricalEncoder:
+    """Number the classes of the training data, and write down how.
+
+    Arguments
+    ---------
+    file : str or Path
+        Where the numbers stand.
+    labels : iterable of str
+        The class of each utterance.
+
+    Returns
+    -------
+    CategoricalEncoder
+
+    Raises
+    ------
+    ValueError
+        If the file is that of other classes: those of a run that was started
+        on other data.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "emotions.txt"
+    >>> encoder = make_class_encoder(file, ["sad", "happy", "sad"])
+    >>> encoder.encode_label("sad")
+    1
+    """
+    encoder = CategoricalEncoder()
+    encoder.update_from_iterable(sorted(set(labels)), sequence_input=False)
+    encoder.expect_len(len(encoder))
+    _write_down(file, encoder)
+    return encoder
+
+
+def _write_down(file, encoder):
+    """Save an encoder, unless the file holds another."""
     if Path(file).is_file():
-        before = CTCTextEncoder()
+        before = type(encoder)()
         before.load(file)
         if before.lab2ind != encoder.lab2ind:
             raise ValueError(
-                f"{file} numbers {len(before)} labels, and not the "
-                f"{len(encoder)} of this training data: the run was started on "
-                "other data. Choose another output_folder."
+                f"{file} numbers {len(before.lab2ind)} labels, and not the "
+                f"{len(encoder.lab2ind)} of this training data: the run was "
+                "started on other data. Choose another output_folder."
             )
     run_on_main(encoder.save, [file])
-    return encoder

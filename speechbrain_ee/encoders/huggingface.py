@@ -138,8 +138,25 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         frames = self.model._get_feat_extract_output_lengths(samples)
         return frames.clamp_min(0)
 
-    def begin(self, wavs, wav_lens=None):
-        """See ``LayerwiseEncoder.begin``."""
+    def begin(self, wavs, wav_lens=None, masked=None):
+        """See ``LayerwiseEncoder.begin``.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms of shape (batch, samples).
+        wav_lens : torch.Tensor, optional
+            Lengths relative to the longest, of shape (batch,).
+        masked : torch.Tensor, optional
+            bool of shape (batch, time): the frames that the model's mask
+            embedding stands for, also in evaluation, instead of those that
+            SpecAugment would draw.
+
+        Returns
+        -------
+        EncoderState
+            The state at layer 0.
+        """
         samples = sample_counts(wavs, wav_lens)
         frames = self.frames_of(samples)
         check_frames(frames, samples)
@@ -148,7 +165,11 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         if isinstance(hidden, tuple):  # with the un-projected features
             hidden = hidden[0]
         mask = padding_mask(hidden, frames)
-        hidden = self._mask_spans(hidden, mask)
+        if masked is None:
+            hidden = self._mask_spans(hidden, mask)
+        else:
+            embedding = self.model.masked_spec_embed.to(hidden.dtype)
+            hidden = torch.where(masked[..., None], embedding, hidden)
         encoder = self.model.encoder
         # Zeroed at the convolution itself: HuBERT may have a batch norm there.
         with real_frames_only([encoder.pos_conv_embed.conv], frames, mask):

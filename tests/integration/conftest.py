@@ -5,6 +5,7 @@ import pytest
 from speechbrain_ee.corpora.librispeech import make_librispeech
 from speechbrain_ee.corpora.mlsuperb import make_mlsuperb
 from speechbrain_ee.corpora.tedlium import make_tedlium
+from speechbrain_ee.corpora.utterances import make_utterances
 from speechbrain_ee.corpora.voxpopuli import make_voxpopuli
 from tests.integration.recipes import LM, ROWS, SPLITS, check, run, trains
 from tests.unit.encoders.backbones import save_pretrained
@@ -33,6 +34,7 @@ def corpora(models):
     make_voxpopuli(folder / "VoxPopuli", SPLITS)
     few = {"train": 3, "dev": 1, "test": 1}  # of each language and dataset
     make_mlsuperb(folder / "ML-SUPERB", few)
+    make_utterances(folder / "utterances")
     return folder
 
 

@@ -27,7 +27,9 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
     check(run(row, corpora, tmp_path, *DEBUG))
     assert missing_files(row, tmp_path) == []
     log = (tmp_path / "train_log.txt").read_text()
-    assert "valid error_rate: " in log and "test error_rate: " in log
+    assert "valid error_rate: " in log
+    verifies = row["Task"] == "Downstream-Verification"
+    assert f"test {'EER' if verifies else 'error_rate'}: " in log
 
     # The upstream is frozen, and is not stored with every checkpoint.
     checkpoint, *_ = (tmp_path / "save").glob("CKPT*")
@@ -35,10 +37,18 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
     assert stored >= {"interface", "downstream"} and "upstream" not in stored
 
     settings = YAML().load(tmp_path / "hyperparams.yaml")
-    traces = pd.read_csv(tmp_path / "traces_test.csv", keep_default_na=False)
-    assert {"errors", "ref_len", *settings["groups"]} <= set(traces)
-    assert traces["id"].is_unique and traces["ref_len"].gt(0).all()
-    results = pd.read_csv(tmp_path / "results_test.csv")
+    (file,) = tmp_path.glob("results_*.csv")
+    if verifies:
+        trials = pd.read_csv(tmp_path / file.name.replace("results", "trials"))
+        assert set(trials["label"]) == {0, 1}
+        assert trials["score"].between(-1.001, 1.001).all()
+    else:
+        traces = pd.read_csv(
+            tmp_path / "traces_test.csv", keep_default_na=False
+        )
+        assert {"errors", "ref_len", *settings["groups"]} <= set(traces)
+        assert traces["id"].is_unique and traces["ref_len"].gt(0).all()
+    results = pd.read_csv(file)
     assert results[["value", "low", "high"]].notna().all(axis=None)
     report = (tmp_path / "report.md").read_text()
     for row in results.itertuples():
