@@ -57,27 +57,24 @@ class Layers:
         self.needed = [int((k + 0.5) * step) for k in range(options.needed)]
         columns = options.code * (options.layers if subspace == "own" else 1)
         basis = torch.linalg.qr(self.normal(options.channels, columns)).Q
-        bases = basis.split(options.code, dim=1)
-        self.bases = bases if subspace == "own" else bases * options.layers
+        # (layers, D, d); where there is one basis, it is that of all layers.
+        self.bases = torch.stack(basis.split(options.code, dim=1))
 
     def normal(self, *shape):
         """Normal numbers of this shape."""
         return torch.randn(shape, generator=self.generator)
 
     def draw(self, frames):
-        """States of shape (1, frames, channel), and their targets."""
+        """States, each of shape (1, frames, channel), and their targets."""
         layers, code = self.shape
-        common, own = (
-            self.normal(frames, 1, code),
-            self.normal(frames, *self.shape),
-        )
+        common = self.normal(1, frames, code)
+        own = self.normal(layers, frames, code)
         rho = self.correlation
         codes = rho**0.5 * common + (1 - rho) ** 0.5 * own
-        states = []
-        for k, basis in enumerate(self.bases):
-            clean = codes[:, k] @ basis.T
-            states.append((clean + NOISE * self.normal(*clean.shape))[None])
-        return states, codes[:, self.needed].flatten(start_dim=1)[None]
+        states = codes @ self.bases.mT
+        states += NOISE * self.normal(*states.shape)
+        target = codes[self.needed].transpose(0, 1).flatten(start_dim=1)
+        return list(states[:, None]), target[None]
 
 
 def make_systems(options):
@@ -178,10 +175,10 @@ def main():
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--code", type=int, default=3, help="d")
     parser.add_argument("--needed", type=int, default=2, help="m")
-    parser.add_argument("--frames", type=int, default=256, help="per step")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--frames", type=int, default=128, help="per step")
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--correlations",
@@ -210,6 +207,7 @@ def main():
                     rows.append(
                         (subspace, name, parameters, correlation, seed, r2)
                     )
+                    print(*rows[-1], flush=True)
     columns = ["subspace", "interface", "parameters"]
     table = pd.DataFrame(rows, columns=[*columns, "correlation", "seed", "r2"])
     means = table.pivot_table("r2", columns, "correlation", sort=False)
