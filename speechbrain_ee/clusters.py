@@ -93,9 +93,9 @@ class Clusters(torch.nn.Module):
         path : str or Path
             A file whose name ends in ``.npz``.
         """
-        with replacing(path) as file:
+        with replacing(path) as partial, open(partial, "wb") as file:
             np.savez(
-                file.open("wb"),
+                file,
                 centroids=self.centroids.cpu().numpy(),
                 inertia=self.inertia,
                 source=self.source,
@@ -131,19 +131,26 @@ class ClusterTargets(torch.nn.Module):
         Of which layer.
     clusters : Clusters
         The centroids.
+    subsampling : int
+        One label is given for so many states, that of the one in the middle,
+        as ``labels_per_frame`` says.
 
     Example
     -------
     >>> from speechbrain_ee.encoders import FilterbankEncoder
     >>> upstream = FilterbankEncoder("mfcc", 23, n_mfcc=13, normalize=False)
-    >>> targets = ClusterTargets(upstream, 0, Clusters(torch.randn(5, 39)))
+    >>> targets = ClusterTargets(upstream, 0, Clusters(torch.randn(5, 39)), 2)
     >>> labels, frames = targets(torch.randn(2, 8000))
     >>> labels.shape, frames.tolist()
-    (torch.Size([2, 51]), [51, 51])
+    (torch.Size([2, 25]), [25, 25])
     """
 
     def __init__(
-        self, upstream: LayerwiseEncoder, layer: int, clusters: Clusters
+        self,
+        upstream: LayerwiseEncoder,
+        layer: int,
+        clusters: Clusters,
+        subsampling: int = 1,
     ):
         super().__init__()
         check_layers([layer], upstream.num_layers, first=0)
@@ -157,6 +164,7 @@ class ClusterTargets(torch.nn.Module):
         self.upstream = upstream
         self.layer = layer
         self.clusters = clusters
+        self.subsampling = subsampling
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
@@ -167,7 +175,7 @@ class ClusterTargets(torch.nn.Module):
     def forward(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cluster of each frame.
+        """The clusters of an utterance.
 
         Arguments
         ---------
@@ -181,42 +189,50 @@ class ClusterTargets(torch.nn.Module):
         labels : torch.Tensor
             int64 of shape (batch, time).
         frames : torch.Tensor
-            Real frames of each utterance, int64 of shape (batch,), on the CPU.
+            Real labels of each utterance, int64 of shape (batch,), on the CPU.
         """
         (hidden,), frames = self.upstream(wavs, wav_lens, layers=[self.layer])
-        return self.clusters(hidden), frames
+        middle, step = self.subsampling // 2, self.subsampling
+        labels = self.clusters(hidden[:, middle::step])
+        return labels, (frames - middle + step - 1) // step
 
-    def at_rate_of(
-        self, labels: torch.Tensor, frames: torch.Tensor, longest: int
-    ) -> torch.Tensor:
-        """Labels of an encoder with fewer frames, each the one at its middle.
 
-        Arguments
-        ---------
-        labels : torch.Tensor
-            Shape (batch, time).
-        frames : torch.Tensor
-            How many of them are real, int64 of shape (batch,).
-        longest : int
-            Frames that the encoder makes of the longest utterance.
+def labels_per_frame(
+    upstream: LayerwiseEncoder, encoder: LayerwiseEncoder
+) -> int:
+    """How many states one encoder has for each of another.
 
-        Returns
-        -------
-        torch.Tensor
-            Shape (batch, longest).
+    Arguments
+    ---------
+    upstream : LayerwiseEncoder
+        Whose states have been clustered.
+    encoder : LayerwiseEncoder
+        That is to predict the clusters.
 
-        Raises
-        ------
-        ValueError
-            If the encoder has more frames than there are labels.
-        """
-        ratio = round(int(frames.max()) / longest)
-        if ratio < 1:
-            raise ValueError(
-                f"{longest} frames, but only {int(frames.max())} labels: take "
-                "targets from states of the same or of a higher frame rate."
-            )
-        return labels[:, ratio // 2 :: ratio][:, :longest]
+    Returns
+    -------
+    int
+        As 2 for MFCCs every 10 ms and an encoder's frames every 20 ms.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number, or below 1.
+
+    Example
+    -------
+    >>> from speechbrain_ee.encoders import FilterbankEncoder
+    >>> labels_per_frame(FilterbankEncoder(), FilterbankEncoder(hop_length=20))
+    2
+    """
+    long = torch.tensor(16000 * 1000)
+    ratio = int(upstream.frames_of(long)) / int(encoder.frames_of(long))
+    if round(ratio) < 1 or abs(ratio - round(ratio)) > 0.01:
+        raise ValueError(
+            f"There are {ratio:.2f} targets for each frame of the encoder. "
+            "Take them from states at its frame rate, or at a multiple of it."
+        )
+    return round(ratio)
 
 
 def fit_clusters(

@@ -370,8 +370,7 @@ def make_speech_dataset(
     Returns
     -------
     DynamicItemDataset
-        With ``id``, ``sig`` and, on request, ``duration`` of the utterance and
-        ``seconds`` of ``sig``.
+        With ``id`` and ``sig`` and, on request, the ``duration`` of ``sig``.
 
     Raises
     ------
@@ -393,30 +392,32 @@ def make_speech_dataset(
                     f"{path}: the columns ID, duration and wav are needed; "
                     f"there are ID, {', '.join(row)}."
                 )
-            start = int(row.get("start") or 0)
-            seconds = min(row["duration"], max_seconds or row["duration"])
-            if row["duration"] >= min_seconds:
-                data[name] = {
-                    "wav": row["wav"],
-                    "start": start,
-                    "duration": row["duration"],
-                    "seconds": seconds,
-                }
+            if row["duration"] < min_seconds:
+                continue
+            start, whole = int(row.get("start") or 0), row["duration"]
+            heard = min(whole, max_seconds or whole)
+            extent = whole if random_crops else heard
+            data[name] = {
+                "wav": row["wav"],
+                "start": start,
+                "stop": start + round(extent * sample_rate),
+                "duration": heard,
+            }
     if not data:
         raise ValueError(
             f"No utterance in {', '.join(map(str, csv_files))} is as long as "
             f"{min_seconds} s."
         )
 
-    @sb.utils.data_pipeline.takes("wav", "start", "duration", "seconds")
+    @sb.utils.data_pipeline.takes("wav", "start", "stop", "duration")
     @sb.utils.data_pipeline.provides("sig")
-    def read(wav, start, duration, seconds):
+    def read(wav, start, stop, duration):
         """The utterance, or a piece of it."""
         samples = round(duration * sample_rate)
-        wanted = round(seconds * sample_rate)
-        if random_crops and samples > wanted:
-            start += int(torch.randint(samples - wanted + 1, ()))
-        return read_audio({"file": wav, "start": start, "stop": start + wanted})
+        start += int(torch.randint(stop - start - samples + 1, ()))
+        return read_audio(
+            {"file": wav, "start": start, "stop": start + samples}
+        )
 
     return DynamicItemDataset(data, [read], ["id", "sig"])
 

@@ -31,6 +31,7 @@ from speechbrain_ee.clusters import (
     ClusterTargets,
     cluster_speech,
     clusters_of_run,
+    labels_per_frame,
 )
 from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
 from speechbrain_ee.experiment import load_experiment, make_speech_dataset
@@ -90,8 +91,9 @@ if __name__ == "__main__":
         ),
     )
 
+    subsampling = labels_per_frame(upstream, hparams["encoder"])
     brain = hparams["brain"](
-        targets=ClusterTargets(upstream, layer, clusters),
+        targets=ClusterTargets(upstream, layer, clusters, subsampling),
         modules=hparams["modules"],
         hparams=hparams,
         run_opts=run_opts,
@@ -104,7 +106,7 @@ if __name__ == "__main__":
         train_loader_kwargs={
             "batch_sampler": DynamicBatchSampler(
                 train,
-                length_func=lambda x: float(x["seconds"]),
+                length_func=lambda x: float(x["duration"]),
                 **hparams["dynamic_batch_sampler"],
             ),
             "num_workers": hparams["num_workers"],
@@ -117,14 +119,14 @@ if __name__ == "__main__":
         min_key="loss",
         test_loader_kwargs=hparams["valid_dataloader_opts"],
     )
-    hours = sum(row["duration"] for row in train.data.values()) / 3600
+    samples = sum(x["stop"] - x["start"] for x in train.data.values())
     run_on_main(
         save_hubert,
-        [Path(hparams["output_folder"]) / "hubert", brain.model, clusters],
+        [Path(hparams["output_folder"]) / "hubert", hparams["model"], clusters],
         {
             "facts": {
                 "utterances": len(train),
-                "hours": round(hours, 3),
+                "hours": round(samples / 16000 / 3600, 3),
                 "splits": hparams["train_splits"],
                 "extra_csvs": [Path(x).name for x in hparams["extra_csvs"]],
                 "targets": source,
@@ -132,7 +134,10 @@ if __name__ == "__main__":
                 "inertia": clusters.inertia,
                 "steps": brain.optimizer_step,
                 "epochs": hparams["epoch_counter"].current,
-                "valid": {"split": hparams["valid_split"], **brain.valid_stats},
+                "valid": {
+                    "split": hparams["valid_split"],
+                    **brain.valid_figures,
+                },
             }
         },
     )

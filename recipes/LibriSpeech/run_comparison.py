@@ -33,6 +33,7 @@ KEPT_FILES = (
 )
 CTC = "hparams/conformer_ctc_ee_small.yaml"
 AED = "hparams/conformer_aed_ee_small.yaml"
+SEEDS = (1234, 1235, 1236)
 SCHEMES = (
     *("rising", "falling", "inverse_confidence"),
     *("alternate", "random_exits"),
@@ -53,12 +54,12 @@ def single(layers, seed):
     ]
 
 
-def scheme(objective, seed=1234):
+def scheme(objective, seed):
     """Overrides of a model trained by another scheme than the plain sum."""
     teacher = []
     if objective.startswith("teacher"):
         # At the top of RUNS, so that it is done by then.
-        teacher = ["--teacher=results/comparison/early_exit_seed1234"]
+        teacher = [f"--teacher=results/comparison/early_exit_seed{seed}"]
     return [
         f"--seed={seed}",
         f"--objective={objective}",
@@ -68,10 +69,7 @@ def scheme(objective, seed=1234):
 
 # Name to YAML and overrides.
 RUNS = {
-    **{
-        f"early_exit_seed{s}": (CTC, [f"--seed={s}"])
-        for s in (1234, 1235, 1236)
-    },
+    **{f"early_exit_seed{s}": (CTC, [f"--seed={s}"]) for s in SEEDS},
     **{
         f"single_{layers}_layers_seed{seed}": (CTC, single(layers, seed))
         for layers, seed in (
@@ -89,7 +87,11 @@ RUNS = {
         CTC,
         ["--train_splits=[train]", "--valid_split=dev", "--test_splits=[test]"],
     ),
-    **{f"scheme_{name}_seed1234": (CTC, scheme(name)) for name in SCHEMES},
+    **{
+        f"scheme_{name}_seed{seed}": (CTC, scheme(name, seed))
+        for seed in SEEDS
+        for name in SCHEMES
+    },
     "conformer_aed_seed1234": (
         AED,
         [

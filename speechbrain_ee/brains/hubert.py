@@ -14,11 +14,11 @@ import numpy as np
 import speechbrain as sb
 import torch
 from safetensors.torch import save_file
-from speechbrain.utils.distributed import run_on_main
 from torch.nn.functional import cross_entropy
 from transformers import Wav2Vec2FeatureExtractor
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
+from speechbrain_ee.brains.base import RecipeBrain
 from speechbrain_ee.clusters import Clusters, ClusterTargets
 from speechbrain_ee.encoders.base import sample_counts
 from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
@@ -126,7 +126,7 @@ def draw_masks(
     return masked & real & (frames >= mask_length)[:, None]
 
 
-class HubertBrain(sb.Brain):
+class HubertBrain(RecipeBrain):
     """Training with the cross-entropy of masked frames' clusters.
 
     Batches have ``sig``; the module is ``model``, a MaskedPrediction. How much
@@ -140,41 +140,26 @@ class HubertBrain(sb.Brain):
     unmasked_weight : float
         Weight of the cross-entropy of frames that are not masked, beside 1 for
         those that are.
-    lr_annealing : callable, optional
-        As ``speechbrain.nnet.schedulers.NoamScheduler``; called every update.
-    train_logger : TrainLogger, optional
-        As ``speechbrain.utils.train_logger.FileTrainLogger``.
     **kwargs
-        Those of ``speechbrain.Brain``.
+        Those of ``RecipeBrain``.
     """
 
+    averaged = ("model",)
+
     def __init__(
-        self,
-        targets: ClusterTargets,
-        unmasked_weight: float = 0.0,
-        lr_annealing=None,
-        train_logger=None,
-        **kwargs,
+        self, targets: ClusterTargets, unmasked_weight: float = 0.0, **kwargs
     ):
         super().__init__(**kwargs)
         self.targets = targets.to(self.device)
         self.unmasked_weight = unmasked_weight
-        self.lr_annealing = lr_annealing
-        self.train_logger = train_logger
-        self.model = self.modules.model  # before DDP wraps it
-        self.encoder = self.model.encoder
-        if len(targets.clusters) != self.model.head.num_clusters:
+        model = self.unwrapped["model"]
+        self.encoder = model.encoder
+        if len(targets.clusters) != model.head.num_clusters:
             raise ValueError(
-                f"The head has {self.model.head.num_clusters} clusters, the "
-                f"targets {len(targets.clusters)}."
+                f"The head has {model.head.num_clusters} clusters, the "
+                f"targets {len(targets.clusters)}. Set num_clusters to it, or "
+                "delete clusters.npz to find others."
             )
-
-    def make_dataloader(self, dataset, stage, **loader_kwargs):
-        """As SpeechBrain's, with other batches in every epoch (EarlyExitCTC)."""
-        loader = super().make_dataloader(dataset, stage, **loader_kwargs)
-        if stage == sb.Stage.TRAIN and not self.distributed_launch:
-            self.train_sampler = loader_kwargs.get("batch_sampler")
-        return loader
 
     def compute_forward(self, batch, stage):
         """Logits and targets of every frame.
@@ -204,8 +189,7 @@ class HubertBrain(sb.Brain):
             frames, config.mask_time_prob, config.mask_time_length
         ).to(self.device)
         logits = self.modules.model(wavs, wav_lens, masked)
-        labels, label_frames = self.targets(wavs, wav_lens)
-        labels = self.targets.at_rate_of(labels, label_frames, logits.shape[1])
+        labels = self.targets(wavs, wav_lens)[0][:, : logits.shape[1]]
         time = torch.arange(logits.shape[1])
         real = (time < frames[:, None]).to(self.device)
         return logits, labels, masked, real
@@ -245,11 +229,6 @@ class HubertBrain(sb.Brain):
             self.sums[f"{name}_loss"] += float(summed.detach())
         return loss
 
-    def on_fit_batch_start(self, batch, should_step):
-        """Set the learning rate, also that of the first step."""
-        if should_step and self.lr_annealing is not None:
-            self.lr_annealing(self.optimizer)
-
     def on_stage_start(self, stage, epoch=None):
         """Count anew; outside training, draw the same masks every time."""
         names = ("frames", "right", "loss")
@@ -262,40 +241,22 @@ class HubertBrain(sb.Brain):
             self.chance = np.random.get_state()
             np.random.seed(0)
 
-    def stage_stats(self) -> dict[str, float]:
+    def figures(self, loss):
         """Loss (nats per masked frame) and accuracies (%) of a stage."""
-        sums = {key: max(value, 1e-9) for key, value in self.sums.items()}
+        masked = max(self.sums["masked_frames"], 1)
+        unmasked = max(self.sums["unmasked_frames"], 1)
         return {
-            "loss": sums["masked_loss"] / sums["masked_frames"],
-            "accuracy": 100 * sums["masked_right"] / sums["masked_frames"],
-            "accuracy_unmasked": 100
-            * sums["unmasked_right"]
-            / sums["unmasked_frames"],
+            "loss": self.sums["masked_loss"] / masked,
+            "accuracy": 100 * self.sums["masked_right"] / masked,
+            "accuracy_unmasked": 100 * self.sums["unmasked_right"] / unmasked,
         }
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log loss and accuracy, and keep the best checkpoint."""
-        stats = self.stage_stats()
-        if stage == sb.Stage.TRAIN:
-            self.train_stats = stats
-            return
-        np.random.set_state(self.chance)
-        self.valid_stats = stats
-        if stage == sb.Stage.TEST:
-            return
-        if self.train_logger is not None:
-            meta = {
-                "epoch": epoch,
-                "steps": self.optimizer_step,
-                "lr": self.optimizer.param_groups[0]["lr"],
-            }
-            run_on_main(
-                self.train_logger.log_stats,
-                [meta],
-                {"train_stats": self.train_stats, "valid_stats": stats},
-            )
-        if self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only(meta=stats, min_keys=["loss"])
+        if stage != sb.Stage.TRAIN:
+            np.random.set_state(self.chance)
+            self.valid_figures = self.figures(stage_loss)
+        super().on_stage_end(stage, stage_loss, epoch)
 
 
 def save_hubert(

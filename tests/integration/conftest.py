@@ -1,6 +1,7 @@
 """Corpora, and a recipe's run on them."""
 
 import pytest
+import soundfile
 
 from speechbrain_ee.corpora.librispeech import make_librispeech
 from speechbrain_ee.corpora.mlsuperb import make_mlsuperb
@@ -35,6 +36,11 @@ def corpora(models):
     few = {"train": 3, "dev": 1, "test": 1}  # of each language and dataset
     make_mlsuperb(folder / "ML-SUPERB", few)
     make_utterances(folder / "utterances")
+    # Speech without labels: the test split of LibriSpeech once more.
+    with open(folder / "extra.csv", "w", encoding="utf-8") as file:
+        file.write("ID,duration,wav\n")
+        for path in sorted((folder / "LibriSpeech").glob("test/*/*/*.flac")):
+            file.write(f"{path.stem},{soundfile.info(path).duration},{path}\n")
     return folder
 
 

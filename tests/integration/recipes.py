@@ -22,6 +22,7 @@ RECOGNISERS = [
     for row in ROWS
     if Path(row["Script_file"]).name == "train.py" and row not in DOWNSTREAMS
 ]
+PRETRAININGS = [row for row in ROWS if row["Task"] == "SSL-Pretraining"]
 LM = "tests/tmp/lm"
 # As SpeechBrain's own runner has it.
 DEBUG = ("--debug", "--debug_persistently")

@@ -3,6 +3,7 @@
 The rows of ``tests/recipes/*.csv`` have the columns of SpeechBrain's own.
 """
 
+import json
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import speechbrain as sb
 import torch
+import transformers
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 
@@ -21,6 +23,7 @@ from speechbrain_ee.overrides import resolve_overrides
 from tests.integration.recipes import (
     DEBUG,
     LM,
+    PRETRAININGS,
     RECOGNISERS,
     ROOT,
     ROWS,
@@ -93,6 +96,39 @@ def test_a_language_model_is_trained(language_model):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", PRETRAININGS, ids=name)
+def test_a_hubert_is_pretrained(row, corpora, tmp_path):
+    learns = "--number_of_epochs=" in row["test_debug_flags"]
+    check(run(row, corpora, tmp_path, *(() if learns else DEBUG)))
+    assert missing_files(row, tmp_path) == []
+    model, report = transformers.HubertModel.from_pretrained(
+        tmp_path / "hubert", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    encoder = HuggingFaceEncoder(str(tmp_path / "hubert"), freeze=True)
+    assert encoder.state_sizes == [32] * 3
+    facts = json.loads((tmp_path / "hubert" / "pretraining.json").read_text())
+    assert facts["clusters"] == 8 and facts["hours"] > 0
+    if learns:
+        assert facts["utterances"] == SPLITS["train"] + SPLITS["test"]
+        log = (tmp_path / "train_log.txt").read_text()
+        losses = [float(x) for x in re.findall(r"train loss: ([\d.e+-]+)", log)]
+        assert len(losses) == 4 and losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_together(corpora, tmp_path):
+    torchrun = (sys.executable, "-m", "torch.distributed.run")
+    done = run(
+        *(PRETRAININGS[0], corpora, tmp_path, *DEBUG),
+        "--distributed_backend=gloo",
+        launcher=(*torchrun, "--standalone", "--nproc_per_node=2"),
+    )
+    check(done)
+    assert (tmp_path / "hubert" / "model.safetensors").is_file()
+
+
 def performance_is_met(checks, output_folder):
     """The ``performance_check`` as SpeechBrain words it."""
     parts = re.search(r"performance_check=\[(.*?)\]", checks)[1].split(",")
@@ -139,6 +175,8 @@ def test_the_block_of_a_public_model_freezes_it(block):
     "block", [x for x in BLOCKS if x not in PUBLIC], ids=lambda b: b.stem
 )
 def test_every_block_is_used_by_a_run(block):
+    if block.parent.name == "upstreams":
+        pytest.skip("a public model, see tests/unit/encoders/test_upstreams.py")
     singular = block.parent.name.removesuffix("s")
     used = [
         f"--{key}={block.stem}"
@@ -179,6 +217,8 @@ def test_two_processes_train_together(kind, corpora, tmp_path):
         ("LibriSpeech/hparams/conformer_aed_ee_small.yaml", 2.31),
         ("LibriSpeech/hparams/conformer_aed_single.yaml", 13.33),
         ("LibriSpeech/hparams/lm_transformer.yaml", 93.33),
+        ("LibriSpeech/hparams/hubert_pretrain.yaml", 94.59),
+        ("LibriSpeech/hparams/hubert_pretrain_small.yaml", 2.70),
         ("TED-LIUM/hparams/conformer_ctc_ee.yaml", 31.47),  # paper: 31.0
         ("TED-LIUM/hparams/conformer_ctc_single.yaml", 31.14),
         ("VoxPopuli/hparams/conformer_ctc_ee.yaml", 31.47),
