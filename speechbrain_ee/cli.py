@@ -18,6 +18,7 @@ from pathlib import Path
 # What makes a corpus in a layout: functions of the modules of that name.
 LAYOUTS = {
     "librispeech": "make_demo_corpus",
+    "mlsuperb": "make_mlsuperb",
     "tedlium": "make_tedlium",
     "utterances": "make_utterances",
     "voxpopuli": "make_voxpopuli",
@@ -189,6 +190,35 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("tables"), help="folder to write"
     )
 
+    sub = command(
+        _superb,
+        "superb",
+        "Table upstreams and interfaces over the tasks of ML-SUPERB and "
+        "SUPERB, as Shih and Harwath (arXiv 2406.12209) do, beside theirs.",
+    )
+    sub.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs"
+    )
+    sub.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        dest="tasks",
+        metavar="RUN=TASK",
+        help="task of a run of classification, such as IC or ER; may be "
+        "repeated",
+    )
+    sub.add_argument(
+        "--set",
+        default="test",
+        dest="set_name",
+        metavar="NAME",
+        help="the set whose results are read",
+    )
+    sub.add_argument(
+        "--out", type=Path, default=Path("superb"), help="folder to write"
+    )
+
     sub = command(_transcribe, "transcribe", "Transcribe audio files.")
     sub.add_argument("files", type=Path, nargs="+", metavar="FILE")
     sub.add_argument(
@@ -299,11 +329,23 @@ def _compare(options) -> None:
 def _tables(options) -> None:
     from speechbrain_ee.analysis.tables import make_tables
 
-    wrong = [x for x in options.sets if "=" not in x]
-    if wrong:
-        raise ValueError(f"--set {wrong[0]}: write NAME=STANDARD.")
-    sets = dict(x.split("=", 1) for x in options.sets)
+    sets = _pairs("--set", "NAME=STANDARD", options.sets)
     print(make_tables(options.runs, options.out, options.models, sets))
+
+
+def _superb(options) -> None:
+    from speechbrain_ee.analysis.superb import make_superb_table
+
+    tasks = _pairs("--task", "RUN=TASK", options.tasks)
+    print(make_superb_table(options.runs, options.out, tasks, options.set_name))
+
+
+def _pairs(option: str, form: str, given: Sequence[str]) -> dict[str, str]:
+    """Options that have a name and a value."""
+    wrong = [x for x in given if "=" not in x]
+    if wrong:
+        raise ValueError(f"{option} {wrong[0]}: write {form}.")
+    return dict(x.split("=", 1) for x in given)
 
 
 def _transcribe(options) -> None:

@@ -62,6 +62,14 @@ if __name__ == "__main__":
     with train.output_keys_as(["duration"]):
         lengths = [float(item["duration"]) for item in train]
 
+    if hparams["feature_cache"] is not None:
+        sets = {f"test_{name}": dataset for name, dataset in tests.items()}
+        brain.use_cache(
+            hparams["feature_cache"],
+            {"train": train, "valid": valid, **sets},
+            hparams["cache_dtype"],
+        )
+
     brain.fit_interface(train, hparams["valid_dataloader_opts"])
     brain.fit(
         hparams["epoch_counter"],

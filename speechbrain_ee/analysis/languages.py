@@ -10,8 +10,6 @@ Authors
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
@@ -70,27 +68,24 @@ def language_results(traces: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over_languages(traces, metric) -> pd.DataFrame:
-    found = []
+    draws = {
+        language: _draws(rows, seed)
+        for seed, (language, rows) in enumerate(traces.groupby("language"))
+    }
     # As text, where it comes from a file.
     few_shot = traces["few_shot"].astype(str) == "True"
-    groups = {"normal": traces[~few_shot]}
-    groups["few-shot"] = traces[few_shot]
-    rates: dict[str, tuple] = {}
-    for number, (language, rows) in enumerate(traces.groupby("language")):
-        bootstrap = Bootstrap(len(rows), seed=number)
-        errors, lengths = rows["errors"], rows["ref_len"]
-        rates[language] = (
-            (errors.sum(), lengths.sum()),
-            (bootstrap.weights @ errors, bootstrap.weights @ lengths),
-        )
-
-    def tell(group, rows, combine: Callable):
-        """A row of a group, from its languages' counts."""
-        chosen = [rates[language] for language in rows["language"].unique()]
-        value, samples = (
-            100 * combine(*map(np.array, zip(*counts)))
-            for counts in zip(*chosen)
-        )
+    groups = {"normal": traces[~few_shot], "few-shot": traces[few_shot]}
+    told = []
+    for group, rows in groups.items():
+        if len(rows):
+            told.append((group, rows, _mean))
+            told.append((f"{group}, pooled", rows, _pooled))
+    for language, rows in traces.groupby("language"):
+        told.append((language, rows, _mean))
+    found = []
+    for group, rows, combine in told:
+        drawn = np.stack([draws[x] for x in rows["language"].unique()])
+        value, *samples = 100 * combine(drawn[..., 0], drawn[..., 1])
         low, high = Bootstrap(1).bounds(samples)
         found.append(
             {
@@ -102,11 +97,21 @@ def _over_languages(traces, metric) -> pd.DataFrame:
                 "utterances": len(rows),
             }
         )
-
-    for group, rows in groups.items():
-        if len(rows):
-            tell(group, rows, lambda e, n: (e / n).mean(axis=0))
-            tell(f"{group}, pooled", rows, lambda e, n: e.sum(0) / n.sum(0))
-    for language, rows in traces.groupby("language"):
-        tell(language, rows, lambda e, n: (e / n).mean(axis=0))
     return pd.DataFrame(found)
+
+
+def _draws(rows, seed) -> np.ndarray:
+    """Errors and lengths of a language: as they are, then of each resample."""
+    counts = rows[["errors", "ref_len"]].to_numpy(float)
+    drawn = Bootstrap(len(rows), seed=seed).weights @ counts
+    return np.vstack([counts.sum(axis=0), drawn])
+
+
+def _mean(errors, lengths) -> np.ndarray:
+    """Of languages, the first axis."""
+    return (errors / lengths).mean(axis=0)
+
+
+def _pooled(errors, lengths) -> np.ndarray:
+    """Over all utterances."""
+    return errors.sum(axis=0) / lengths.sum(axis=0)

@@ -22,6 +22,31 @@ _ENCODERS = {
 _BACKBONES = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
 _BRAINS = {"EarlyExitCTC": "CTC", "EarlyExitAED": "AED"}
 
+# What hub names are called in tables.
+_UPSTREAMS = {
+    "facebook/hubert-base-ls960": "HuBERT-Base",
+    "facebook/hubert-large-ll60k": "HuBERT-Large",
+    "microsoft/wavlm-base": "WavLM-Base",
+    "microsoft/wavlm-base-plus": "WavLM-Base+",
+    "microsoft/wavlm-large": "WavLM-Large",
+    "facebook/wav2vec2-large-xlsr-53": "XLSR-53",
+    "facebook/wav2vec2-xls-r-300m": "XLS-R-300M",
+    "utter-project/mHuBERT-147": "mHuBERT-147",
+}
+# What interfaces are called in tables, and the options that their blocks have.
+_INTERFACES = {
+    "WeightedSum": ("WS", {"normalize": False}),
+    "HierarchicalConv": ("HConv", {"kernel_size": 5, "stride": 3}),
+    "CLSPooling": ("CLS", {"num_layers": 1, "nhead": 8}),
+    "GroupedWeightedSum": ("Grouped WS", {"num_groups": 2}),
+    "ConcatProjection": ("Concat", {"normalize": False}),
+    "PCAConcat": ("PCA", {"samples": 10000}),
+    "SingleLayer": ("Last layer", {"layer": -1}),
+    "AttentionWeightedSum": ("Attention", {"normalize": False}),
+}
+# The downstream of ML-SUPERB.
+_DOWNSTREAM = {"num_layers": 2, "d_model": 256, "d_ffn": 1024}
+
 # Settings that make two runs the same model, trained in the same way.
 _SETTINGS = (
     "num_layers",
@@ -102,17 +127,10 @@ def describe_run(folder: str | Path, model: str | None = None) -> Run:
     """
     folder = Path(folder)
     path = folder / "hyperparams.yaml"
-    if not path.is_file():
-        if model is None:
-            raise ValueError(f"there is no {path}")
+    if not path.is_file() and model is not None:
         ending = re.search(r"\d+$", folder.resolve().name)
         return Run(folder, model, ending[0] if ending else "")
-    try:
-        tree = YAML().load(path)
-    except YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{path} holds no keys")
+    tree = _read_settings(path)
     encoder = tree.get("encoder")
     settings = {"source": encoder.get("source")} if _is_map(encoder) else {}
     settings |= {key: tree[key] for key in _SETTINGS if key in tree}
@@ -123,6 +141,121 @@ def describe_run(folder: str | Path, model: str | None = None) -> Run:
         str(tree.get("seed", "")),
         {k: _text(v) for k, v in settings.items() if v is not None},
     )
+
+
+@dataclass
+class DownstreamRun:
+    """What the folder of a run behind a frozen upstream says of it.
+
+    Arguments
+    ---------
+    upstream : str
+        Such as "HuBERT-Base"; the name of its folder for a local one.
+    interface : str
+        Such as "HConv", with options that differ from those of its block and a
+        downstream that differs from the benchmark's.
+    task : str
+        As in the YAML.
+    duration : str
+        Of the training data, such as "1h"; empty if there is no such choice.
+    setting : str
+        The language, of monolingual runs.
+    seed : str
+        As written.
+    """
+
+    upstream: str
+    interface: str
+    task: str
+    duration: str = ""
+    setting: str = ""
+    seed: str = ""
+
+
+def describe_downstream(folder: str | Path) -> DownstreamRun:
+    """Tell upstream, interface and task of a run from ``hyperparams.yaml``.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of the run.
+
+    Returns
+    -------
+    DownstreamRun
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, is no YAML, or does not tell one of these.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "hyperparams.yaml").write_text('''
+    ... task: lid
+    ... duration: 1h
+    ... upstream: !new:speechbrain_ee.encoders.HuggingFaceEncoder
+    ...     source: facebook/wav2vec2-large-xlsr-53
+    ... interface: !name:speechbrain_ee.interfaces.GroupedWeightedSum
+    ...     num_groups: 3
+    ... d_ffn: 5337
+    ... ''')
+    >>> run = describe_downstream(folder)
+    >>> run.upstream, run.interface, run.task
+    ('XLSR-53', 'Grouped WS, num_groups 3, d_ffn 5337', 'lid')
+    """
+    path = Path(folder) / "hyperparams.yaml"
+    tree = _read_settings(path)
+    missing = [x for x in ("upstream", "interface", "task") if x not in tree]
+    if missing:
+        raise ValueError(
+            f"{path} has no {', '.join(missing)}: it is not of a run behind a "
+            "frozen upstream."
+        )
+    upstream, interface = tree["upstream"], tree["interface"]
+    if _class(upstream) == "FilterbankEncoder":
+        name = "FBANK"
+    elif _is_map(upstream) and "source" in upstream:
+        source = str(upstream["source"]).rstrip("/")
+        name = _UPSTREAMS.get(source, source.rpartition("/")[2])
+    else:
+        raise ValueError(f"{path}: the upstream does not tell its source")
+    design = _class(interface)
+    if design not in _INTERFACES:
+        raise ValueError(
+            f"{path}: the interface is {design or 'not named'}, none of "
+            f"{', '.join(_INTERFACES)}"
+        )
+    label, usual = _INTERFACES[design]
+    options = dict(interface) if _is_map(interface) else {}
+    told = [f"{k} {v}" for k, v in options.items() if usual.get(k) != v]
+    told += [
+        f"{key} {tree[key]}"
+        for key, value in _DOWNSTREAM.items()
+        if tree.get(key, value) != value
+    ]
+    monolingual = tree["task"] == "monolingual"
+    return DownstreamRun(
+        name,
+        ", ".join([label, *told]),
+        str(tree["task"]),
+        str(tree.get("duration", "")),
+        str(tree.get("language", "")) if monolingual else "",
+        str(tree.get("seed", "")),
+    )
+
+
+def _read_settings(path: Path) -> Mapping:
+    if not path.is_file():
+        raise ValueError(f"there is no {path}")
+    try:
+        tree = YAML().load(path)
+    except YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{path} holds no keys")
+    return tree
 
 
 def _name_model(tree, path) -> str:

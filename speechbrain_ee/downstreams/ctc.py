@@ -117,7 +117,7 @@ class ConvTransformerCTC(torch.nn.Module):
     nhead : int
         Their attention heads.
     d_ffn : int
-        Width of their feed-forward part. With 5336, the weighted sum of 13
+        Width of their feed-forward part. With 5337, the weighted sum of 13
         states of width 768 has as many parameters behind the upstream as the
         hierarchical convolution with the default.
     dropout : float
