@@ -175,8 +175,6 @@ def test_the_block_of_a_public_model_freezes_it(block):
     "block", [x for x in BLOCKS if x not in PUBLIC], ids=lambda b: b.stem
 )
 def test_every_block_is_used_by_a_run(block):
-    if block.parent.name == "upstreams":
-        pytest.skip("a public model, see tests/unit/encoders/test_upstreams.py")
     singular = block.parent.name.removesuffix("s")
     used = [
         f"--{key}={block.stem}"
