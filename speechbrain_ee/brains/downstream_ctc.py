@@ -20,6 +20,7 @@ from speechbrain_ee.downstreams.labels import (
 )
 from speechbrain_ee.heads import ExitOutput
 from speechbrain_ee.objectives import ctc_exit_losses, frames_needed
+from speechbrain_ee.preparation import SAMPLE_RATE
 
 logger = get_logger(__name__)
 
@@ -238,7 +239,7 @@ class DownstreamCTC(DownstreamBrain):
         with dataset.output_keys_as(["id", "duration", "tokens"]):
             items = list(dataset)
         samples = torch.tensor([float(x["duration"]) for x in items])
-        samples = (samples.double() * self.hparams.sample_rate).round().long()
+        samples = (samples.double() * SAMPLE_RATE).round().long()
         frames = self.downstream.frames_after(self.upstream.frames_of(samples))
         needed = [
             frames_needed(x["tokens"][None], torch.tensor([len(x["tokens"])]))

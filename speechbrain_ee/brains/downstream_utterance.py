@@ -28,6 +28,7 @@ from speechbrain_ee.analysis.verification import (
 )
 from speechbrain_ee.brains.downstream import DownstreamBrain
 from speechbrain_ee.files import replacing
+from speechbrain_ee.preparation import SAMPLE_RATE
 
 
 class UtteranceBrain(DownstreamBrain):
@@ -54,7 +55,7 @@ class UtteranceBrain(DownstreamBrain):
         with dataset.output_keys_as(["id", "duration"]):
             items = list(dataset)
         samples = torch.tensor([float(item["duration"]) for item in items])
-        samples = (samples.double() * self.hparams.sample_rate).round().long()
+        samples = (samples.double() * SAMPLE_RATE).round().long()
         frames = self.upstream.frames_of(samples).tolist()
         short = [
             f"{item['id']} ({given} frames)"

@@ -44,7 +44,7 @@ def classifier(tmp_path):
     return DownstreamClassifier(
         encoders,
         modules=modules(UtteranceClassifier(4, [2, 3])),
-        hparams={"sample_rate": 16000},
+        hparams={},
         run_opts=RUN,
     )
 
@@ -57,7 +57,7 @@ def verifier(tmp_path):
         {"valid": trials, "test": trials},
         "valid",
         modules=modules(SpeakerEmbedder(4, 2, channels=8, pooled_channels=8)),
-        hparams={"sample_rate": 16000},
+        hparams={},
         run_opts=RUN,
     )
 
