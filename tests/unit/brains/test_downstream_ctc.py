@@ -49,7 +49,6 @@ def make_brain(encoder, labels=None, **settings):
                 **{"linear_size": 20, "d_model": 16, "nhead": 4, "d_ffn": 32},
             ),
         },
-        hparams={"sample_rate": 16000},
         **settings,
     )
 
