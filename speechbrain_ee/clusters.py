@@ -22,6 +22,7 @@ from speechbrain.utils.logger import get_logger
 from tqdm.auto import tqdm
 
 from speechbrain_ee.encoders import LayerwiseEncoder, check_layers
+from speechbrain_ee.encoders.base import SAMPLE_RATE, samples_of
 from speechbrain_ee.files import replacing
 
 logger = get_logger(__name__)
@@ -225,7 +226,7 @@ def labels_per_frame(
     >>> labels_per_frame(FilterbankEncoder(), FilterbankEncoder(hop_length=20))
     2
     """
-    long = torch.tensor(16000 * 1000)
+    long = torch.tensor(1000 * SAMPLE_RATE)
     ratio = int(upstream.frames_of(long)) / int(encoder.frames_of(long))
     if round(ratio) < 1 or abs(ratio - round(ratio)) > 0.01:
         raise ValueError(
@@ -356,8 +357,7 @@ def cluster_speech(
     """
     check_layers([layer], upstream.num_layers, first=0)
     generator = torch.Generator().manual_seed(seed)
-    durations = [row["duration"] for row in dataset.data.values()]
-    samples = (torch.tensor(durations) * 16000).round().long()
+    samples = samples_of(row["duration"] for row in dataset.data.values())
     share = min(1.0, max_frames / int(upstream.frames_of(samples).sum()))
     upstream.to(device).eval()
 

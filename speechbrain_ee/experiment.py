@@ -30,10 +30,10 @@ from speechbrain_ee.downstreams.labels import (
     make_label_encoder,
     split_labels,
 )
+from speechbrain_ee.encoders.base import SAMPLE_RATE
 from speechbrain_ee.exits import ExitSelector
 from speechbrain_ee.inference.export import write_inference
 from speechbrain_ee.overrides import resolve_overrides
-from speechbrain_ee.preparation import SAMPLE_RATE
 
 
 def load_experiment(
@@ -183,14 +183,10 @@ def make_datasets(
         """A CSV, in its own order."""
         return read_dataset(path, data_folder, [encode], ["tokens", "wrd"])
 
-    def in_order(path):
-        """A CSV, short utterances first."""
-        return load(path).filtered_sorted(sort_key="duration")
-
     return (
         load(train),
-        in_order(valid),
-        {name: in_order(path) for name, path in tests.items()},
+        _short_first(load(valid)),
+        {name: _short_first(load(path)) for name, path in tests.items()},
     )
 
 
@@ -243,10 +239,6 @@ def make_label_datasets(
         keys = ["tokens", "wrd", "unit"]
         return read_dataset(path, data_folder, [encode], keys)
 
-    def in_order(path):
-        """A CSV, short utterances first."""
-        return load(path).filtered_sorted(sort_key="duration")
-
     train = load(train)
     label_encoder = make_label_encoder(
         label_file,
@@ -255,8 +247,8 @@ def make_label_datasets(
     return (
         label_encoder,
         train,
-        in_order(valid),
-        {name: in_order(path) for name, path in tests.items()},
+        _short_first(load(valid)),
+        {name: _short_first(load(path)) for name, path in tests.items()},
     )
 
 
@@ -316,13 +308,13 @@ def make_utterance_datasets(
         pairs = zip(label_encoders.values(), labels, strict=True)
         return torch.tensor([one.encode_label(label) for one, label in pairs])
 
-    def in_order(path, labelled=True):
-        """A CSV, short utterances first."""
-        labels = ([encode], ["labels"]) if labelled else ()
-        dataset = read_dataset(path, data_folder, *labels)
-        return dataset.filtered_sorted(sort_key="duration")
+    labelled = ([encode], ["labels"])
 
-    train = read_dataset(train, data_folder, [encode], ["labels"], max_seconds)
+    def load(path, labels=labelled):
+        """A CSV, short utterances first."""
+        return _short_first(read_dataset(path, data_folder, *labels))
+
+    train = read_dataset(train, data_folder, *labelled, max_seconds)
     label_encoders = {
         column: make_class_encoder(
             Path(save_folder) / f"labels_{column}.txt",
@@ -333,8 +325,11 @@ def make_utterance_datasets(
     return (
         label_encoders,
         train,
-        in_order(valid),
-        {n: in_order(p, not unseen_labels) for n, p in tests.items()},
+        load(valid),
+        {
+            n: load(p, () if unseen_labels else labelled)
+            for n, p in tests.items()
+        },
     )
 
 
@@ -344,7 +339,7 @@ def make_speech_dataset(
     min_seconds: float = 0.0,
     max_seconds: float | None = None,
     random_crops: bool = False,
-    sample_rate: int = 16000,
+    sample_rate: int = SAMPLE_RATE,
 ) -> DynamicItemDataset:
     """Speech without labels, from any number of CSVs.
 
@@ -540,6 +535,11 @@ def evaluate_downstream(
     run_on_main(write_contributions, [folder, layers, brain.metric])
     run_on_main(write_results_report, [folder, name])
     return folder
+
+
+def _short_first(dataset: DynamicItemDataset):
+    """The same in order of duration."""
+    return dataset.filtered_sorted(sort_key="duration")
 
 
 def _folder_of(brain, output_folder: Path) -> Path:

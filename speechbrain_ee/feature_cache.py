@@ -30,6 +30,7 @@ from speechbrain.utils.logger import get_logger
 from tqdm.auto import tqdm
 
 from speechbrain_ee.encoders import LayerwiseEncoder
+from speechbrain_ee.encoders.base import SAMPLE_RATE
 from speechbrain_ee.files import replacing
 
 logger = get_logger(__name__)
@@ -282,7 +283,7 @@ class FeatureCache:
         width = sum(self.sizes) * self.dtype.itemsize
         needed = [width * records[row][-1] for row in missing]
         total = width * sum(record[-1] for record in records)
-        hours = sum(record[3] for record in records) / 16000 / 3600
+        hours = sum(record[3] for record in records) / SAMPLE_RATE / 3600
         free = shutil.disk_usage(folder).free
         logger.info(
             f"Features of {name}: {len(records)} utterances, {hours:.2f} h, "
@@ -389,7 +390,7 @@ def _facts(upstream, device):
         digest.update(f"{key} {x.dtype} {tuple(x.shape)}".encode())
         digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     generator = torch.Generator().manual_seed(0)
-    wavs = 0.01 + 0.05 * torch.randn(1, 16000, generator=generator)
+    wavs = 0.01 + 0.05 * torch.randn(1, SAMPLE_RATE, generator=generator)
     with torch.no_grad():
         states, _ = upstream(wavs.to(device))
     kind = type(upstream)

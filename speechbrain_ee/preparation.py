@@ -20,10 +20,10 @@ import soundfile
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parallel import parallel_map
 
+from speechbrain_ee.encoders.base import SAMPLE_RATE
 from speechbrain_ee.files import replacing
 
 logger = get_logger(__name__)
-SAMPLE_RATE = 16000
 
 # Of Ogg pages: RFC 3533, section 6.
 _PAGE_MARK = b"OggS"

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from speechbrain_ee.analysis.plots import draw_contributions
+from speechbrain_ee.analysis.report import save_picture
 from speechbrain_ee.files import replacing
 from speechbrain_ee.interfaces import LayerInterface
 
@@ -124,6 +125,4 @@ def write_contributions(
     folder = Path(folder)
     with replacing(folder / "layers.csv") as file:
         table.to_csv(file, index=False)
-    figure = draw_contributions(table, metric)
-    with replacing(folder / "layers.png") as file:
-        figure.savefig(file, dpi=150, format="png")
+    save_picture(folder, "layers", draw_contributions(table, metric))

@@ -522,7 +522,9 @@ def _compare_words(reference: str, hypothesis: str) -> list[tuple[str, str]]:
     return pieces
 
 
-def save_picture(folder: Path, name: str, figure: Figure, caption: str) -> Part:
+def save_picture(
+    folder: Path, name: str, figure: Figure, caption: str = ""
+) -> Part:
     """Save a picture as PNG, and hold it for a report.
 
     Arguments

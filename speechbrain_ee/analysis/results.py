@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from speechbrain_ee.analysis.report import Part, Section, write_markdown
 from speechbrain_ee.files import replacing
 
 COLUMNS = ("metric", "group", "value", "low", "high", "utterances")
@@ -75,39 +76,36 @@ def write_results_report(folder: str | Path, valid: str) -> Path:
     >>> _ = write_results(
     ...     folder, "test", pd.DataFrame([row | {"utterances": 100}])
     ... )
-    >>> print(write_results_report(folder, "dev").read_text().splitlines()[4])
+    >>> print(write_results_report(folder, "dev").read_text().splitlines()[8])
     | test | PER | all | 5.40 | 5.00 – 6.00 | 100 |
     """
     folder = Path(folder)
-    lines = [
-        "# Results",
-        "",
-        "| set | metric | group | value | 95 % interval | utterances |",
-        "| --- | --- | --- | --- | --- | --- |",
+    rows = [
+        {
+            "set": path.stem.removeprefix("results_"),
+            "metric": row.metric,
+            "group": row.group,
+            "value": f"{row.value:.2f}",
+            "95 % interval": f"{row.low:.2f} – {row.high:.2f}",
+            "utterances": row.utterances,
+        }
+        for path in sorted(folder.glob("results_*.csv"))
+        for row in pd.read_csv(path).itertuples()
     ]
-    for path in sorted(folder.glob("results_*.csv")):
-        name = path.stem.removeprefix("results_")
-        for row in pd.read_csv(path).itertuples():
-            lines.append(
-                f"| {name} | {row.metric} | {row.group} | {row.value:.2f} | "
-                f"{row.low:.2f} – {row.high:.2f} | {row.utterances} |"
-            )
-    lines += [
-        "",
+    figures = Section(
+        "Figures",
         "Intervals are percentiles of the bootstrap over utterances (trials, "
         "where these are judged). The same figures are in `results_<set>.csv`; "
         "what was said of each utterance is in `traces_<set>.csv`.",
-        "",
-        "## Layers",
-        "",
+        [Part(table=pd.DataFrame(rows))],
+    )
+    layers = Section(
+        "Layers",
         "What each state of the upstream contributes, 0 being that before the "
         "first layer (`layers.csv`): its learnt weight or, where the interface "
         f"has none, the change on {valid} when it is taken away.",
-        "",
-        "![Contribution of each layer](layers.png)",
-        "",
-    ]
+        [Part(picture="layers.png", caption="Contribution of each layer")],
+    )
     path = folder / "report.md"
-    with replacing(path) as file:
-        file.write_text("\n".join(lines), encoding="utf-8")
+    write_markdown(path, "Results", [figures, layers])
     return path

@@ -26,6 +26,7 @@ from speechbrain_ee.analysis.replay import sweep
 from speechbrain_ee.analysis.traces import Traces
 from speechbrain_ee.brains.base import RecipeBrain
 from speechbrain_ee.costs import ExitCosts
+from speechbrain_ee.encoders.base import samples_of
 from speechbrain_ee.exits import (
     ExitSelector,
     NeverLeave,
@@ -378,8 +379,9 @@ class EarlyExitCTC(RecipeBrain):
         """
         with dataset.output_keys_as(["id", "duration", "tokens"]):
             items = list(dataset)
-        samples = torch.tensor([float(x["duration"]) for x in items])
-        samples = (samples.double() * self.hparams.sample_rate).round().long()
+        samples = samples_of(
+            (item["duration"] for item in items), self.hparams.sample_rate
+        )
         frames = self.encoder.frames_of(samples).tolist()
         short, long = [], []
         for item, given in zip(items, frames, strict=True):

@@ -18,9 +18,9 @@ from speechbrain_ee.downstreams.labels import (
     join_labels,
     split_labels,
 )
+from speechbrain_ee.encoders.base import samples_of
 from speechbrain_ee.heads import ExitOutput
 from speechbrain_ee.objectives import ctc_exit_losses, frames_needed
-from speechbrain_ee.preparation import SAMPLE_RATE
 
 logger = get_logger(__name__)
 
@@ -238,8 +238,7 @@ class DownstreamCTC(DownstreamBrain):
         """Id, frames after sub-sampling, and frames needed, of each."""
         with dataset.output_keys_as(["id", "duration", "tokens"]):
             items = list(dataset)
-        samples = torch.tensor([float(x["duration"]) for x in items])
-        samples = (samples.double() * SAMPLE_RATE).round().long()
+        samples = samples_of(item["duration"] for item in items)
         frames = self.downstream.frames_after(self.upstream.frames_of(samples))
         needed = [
             frames_needed(x["tokens"][None], torch.tensor([len(x["tokens"])]))

@@ -27,8 +27,8 @@ from speechbrain_ee.analysis.verification import (
     trial_interval,
 )
 from speechbrain_ee.brains.downstream import DownstreamBrain
+from speechbrain_ee.encoders.base import samples_of
 from speechbrain_ee.files import replacing
-from speechbrain_ee.preparation import SAMPLE_RATE
 
 
 class UtteranceBrain(DownstreamBrain):
@@ -54,8 +54,7 @@ class UtteranceBrain(DownstreamBrain):
         """
         with dataset.output_keys_as(["id", "duration"]):
             items = list(dataset)
-        samples = torch.tensor([float(item["duration"]) for item in items])
-        samples = (samples.double() * SAMPLE_RATE).round().long()
+        samples = samples_of(item["duration"] for item in items)
         frames = self.upstream.frames_of(samples).tolist()
         short = [
             f"{item['id']} ({given} frames)"

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import torch
 from torchaudio.functional import resample
 
+from speechbrain_ee.encoders.base import SAMPLE_RATE
+
 try:
     import espeakng_loader
 except ImportError as error:
     raise ImportError(
         "Synthetic speech needs eSpeak NG: pip install speechbrain-ee[demo]."
     ) from error
-
-SAMPLE_RATE = 16000
 
 # Names and values of the library's header speak_lib.h.
 _AUDIO_OUTPUT_SYNCHRONOUS = 2

@@ -84,20 +84,7 @@ class StatisticsPooling(torch.nn.Module):
     def forward(
         self, features: torch.Tensor, frames: torch.Tensor
     ) -> torch.Tensor:
-        """Pool over time.
-
-        Arguments
-        ---------
-        features : torch.Tensor
-            Shape (batch, time, channel).
-        frames : torch.Tensor
-            Real frames of each utterance, int64 of shape (batch,).
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (batch, output_size).
-        """
+        """See ``MeanPooling.forward``."""
         mean, variance = _moments(features, frames)
         # The root has no gradient at 0, where a channel never changes.
         return torch.cat([mean, variance.clamp_min(1e-10).sqrt()], dim=-1)
@@ -133,20 +120,7 @@ class AttentivePooling(torch.nn.Module):
     def forward(
         self, features: torch.Tensor, frames: torch.Tensor
     ) -> torch.Tensor:
-        """Pool over time.
-
-        Arguments
-        ---------
-        features : torch.Tensor
-            Shape (batch, time, channel).
-        frames : torch.Tensor
-            Real frames of each utterance, int64 of shape (batch,).
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (batch, output_size).
-        """
+        """See ``MeanPooling.forward``."""
         lengths = relative_lengths(features, frames)
         return self.pooling(features.transpose(1, 2), lengths).squeeze(2)
 

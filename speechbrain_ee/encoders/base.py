@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+
+SAMPLE_RATE = 16000  # Hz, of the waveforms that corpora are prepared to
 
 
 @dataclass(frozen=True)
@@ -308,6 +310,32 @@ def sample_counts(
     if wav_lens is None:
         return torch.full((len(wavs),), wavs.shape[1], dtype=torch.long)
     return (wav_lens.double().cpu() * wavs.shape[1]).round().long()
+
+
+def samples_of(
+    durations: Iterable[float], sample_rate: int = SAMPLE_RATE
+) -> torch.Tensor:
+    """Durations as whole numbers of samples.
+
+    Arguments
+    ---------
+    durations : iterable of float
+        Of utterances, in seconds; as text, too, as CSVs have them.
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        int64 of shape (utterances,).
+
+    Example
+    -------
+    >>> samples_of([1.0, "0.25"]).tolist()
+    [16000, 4000]
+    """
+    seconds = torch.tensor([float(x) for x in durations], dtype=torch.double)
+    return (seconds * sample_rate).round().long()
 
 
 def check_frames(
