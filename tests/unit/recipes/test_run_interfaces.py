@@ -1,0 +1,99 @@
+"""Tests of the script that compares interfaces on real speech."""
+
+import argparse
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from speechbrain_ee.downstreams import ConvTransformerCTC, UtteranceClassifier
+from speechbrain_ee.interfaces import HierarchicalConv, WeightedSum
+
+RECIPE = Path(__file__).parents[3] / "recipes" / "SUPERB"
+SCRIPT = runpy.run_path(RECIPE / "run_interfaces.py")
+STATES = [128] * 13  # of the small HuBERT
+
+
+def _parameters(*modules):
+    return sum(x.numel() for one in modules for x in one.parameters())
+
+
+def _recogniser(d_ffn):
+    sizes = {"linear_size": 80, "num_layers": 2, "d_model": 64, "nhead": 4}
+    return ConvTransformerCTC(input_size=128, labels=28, d_ffn=d_ffn, **sizes)
+
+
+def _classifier(proj_size, classes):
+    return UtteranceClassifier(128, num_classes=[classes], proj_size=proj_size)
+
+
+@pytest.mark.parametrize(
+    ("task", "make"),
+    [
+        ("commands", _recogniser),
+        ("languages", lambda size: _classifier(size, 4)),
+        ("speakers", lambda size: _classifier(size, 34)),
+    ],
+)
+def test_matched_weighted_sum_has_as_many_parameters(task, make):
+    *_, flags = SCRIPT["TASKS"][task]
+    usual, matched = (int(flag.split("=")[1]) for flag in flags)
+    wanted = _parameters(HierarchicalConv(STATES), make(usual))
+    got = _parameters(WeightedSum(STATES), make(matched))
+    assert got == pytest.approx(wanted, rel=1e-3)
+
+
+def test_differences_are_paired_and_over_seeds():
+    ids = [f"u{i}" for i in range(50)]
+    index = pd.MultiIndex.from_product(
+        [["speakers test"], ids, [1]], names=["set", "id", "ref_len"]
+    )
+    wrong = np.arange(50) % 5 == 0
+    table = pd.DataFrame(
+        {
+            "hubert/weighted_sum/1": wrong,
+            "hubert/weighted_sum/2": wrong,
+            "hubert/concat/1": ~wrong,
+            "hubert/concat/2": wrong,
+        },
+        index=index,
+        dtype=float,
+    )
+    rows = SCRIPT["summarise"](table).set_index("model")
+    assert rows.loc["hubert/weighted_sum", "error_rate"] == pytest.approx(20)
+    concat = rows.loc["hubert/concat"]
+    assert concat["error_rate"] == pytest.approx(50)
+    assert concat["seeds"] == 2
+    assert concat["seeds_sd"] == pytest.approx(60 / np.sqrt(2))
+    assert concat["difference_low"] < concat["difference"] == pytest.approx(30)
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Ten utterances of each of two speakers, and one of a third."""
+    for speaker, count in ("1", 10), ("2", 10), ("3", 1):
+        folder = tmp_path / "commands_train" / speaker / "1"
+        folder.mkdir(parents=True)
+        lines = []
+        for i in range(count):
+            name = f"{speaker}-1-{i:04d}"
+            soundfile.write(folder / f"{name}.flac", np.zeros(1600), 16000)
+            lines.append(f"{name} A LATTE\n")
+        (folder / f"{speaker}-1.trans.txt").write_text("".join(lines))
+    return argparse.Namespace(english=tmp_path)
+
+
+def test_speakers_are_shared_out_without_overlap(options, tmp_path):
+    folder = tmp_path / "speakers"
+    SCRIPT["make_speakers"](folder, options)
+    tables = {
+        split: pd.read_csv(folder / f"{split}.csv")
+        for split in SCRIPT["SPLITS"]
+    }
+    assert [len(table) for table in tables.values()] == [12, 4, 4]
+    everything = pd.concat(tables.values())
+    assert everything["ID"].is_unique
+    assert all(set(table["label"]) == {1, 2} for table in tables.values())
