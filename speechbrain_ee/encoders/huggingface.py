@@ -281,7 +281,7 @@ def _load_weights(source, config, save_path):
             f"of the encoder's layers, such as {min(missing)}. Is "
             f"num_hidden_layers: {config.num_hidden_layers} its own number?"
         )
-    return model
+    return model.float()  # some are stored in half precision
 
 
 def preprocessor_normalizes(source: str, save_path: str | None = None) -> bool:

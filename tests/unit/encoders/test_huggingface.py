@@ -26,6 +26,12 @@ def test_a_local_folder_gives_its_weights(tmp_path, model_type, do_normalize):
     assert (states[0] - expected).abs().max() <= 1e-5
 
 
+def test_weights_in_half_precision_are_computed_with_in_single(tmp_path):
+    save_pretrained(tmp_path, "hubert").half().save_pretrained(tmp_path)
+    encoder = HuggingFaceEncoder(str(tmp_path))
+    assert {x.dtype for x in encoder.parameters()} == {torch.float32}
+
+
 def test_pretrained_false_takes_the_configuration_but_not_the_weights(tmp_path):
     model = save_pretrained(tmp_path, "hubert")
     encoder = HuggingFaceEncoder(str(tmp_path), pretrained=False)
