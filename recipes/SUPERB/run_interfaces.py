@@ -53,13 +53,13 @@ INTERFACES = (
 # hierarchical convolution has with 13 states of width 128.
 MATCHED = "weighted_sum_matched"
 RECOGNITION = (
-    *("--d_model=64", "--nhead=4", "--lr=0.001", "--number_of_epochs=60"),
+    *("--d_model=64", "--nhead=4", "--lr=0.001", "--number_of_epochs=30"),
     *("--iterations_per_epoch=36", "--grad_accumulation_factor=1"),
 )
 CLASSES = (
-    *("--lr=0.001", "--number_of_epochs=20", "--iterations_per_epoch=20"),
-    *("--max_seconds=null", "--train_csv={data}/train.csv"),
-    "--valid_csv={data}/dev.csv",
+    *("--lr=0.002", "--number_of_epochs=25", "--iterations_per_epoch=12"),
+    *("--batch_size=16", "--max_seconds=null"),
+    *("--train_csv={data}/train.csv", "--valid_csv={data}/dev.csv"),
 )
 # Script, YAML, overrides; the size of the task model, and that of MATCHED.
 TASKS = {
