@@ -26,6 +26,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import DynamicItem
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_ee.analysis.conditions import CLEAN, in_noise
 from speechbrain_ee.analysis.verification import Trial
 from speechbrain_ee.corpora.noise import LEVELS, mix
 from speechbrain_ee.encoders.base import SAMPLE_RATE
@@ -37,7 +38,6 @@ AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 # Of full scale, -80 dB: below it there is little more than rounding.
 SILENT = 1e-4
 DRAWS = 20  # of pieces of an utterance, until one is not silent
-CLEAN = "clean"
 WITHOUT_NOISE = "sig_without_noise"  # the item that is mixed
 
 
@@ -318,28 +318,6 @@ def noisy_trials(
         for name in tests
         for snr in _check_snrs(snrs)
     }
-
-
-def in_noise(name: str, snr: float | None) -> str:
-    """What a set, or an utterance that is not clean, is called in noise.
-
-    Arguments
-    ---------
-    name : str
-        Its name.
-    snr : float or None
-        In dB; None is clean speech.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> in_noise("test", 5), in_noise("test", -2.5), in_noise("test", None)
-    ('test_snr5', 'test_snr-2.5', 'test_clean')
-    """
-    return f"{name}_{CLEAN}" if snr is None else f"{name}_snr{snr:g}"
 
 
 def _find_files(source, categories) -> dict[str, Path]:
