@@ -44,11 +44,7 @@ def random_exit_probabilities(exit_layers: Sequence[int], mean) -> np.ndarray:
     layers = np.asarray(exit_layers, dtype=float)
     mean = np.asarray(mean, dtype=float)[..., None]
     first, last = layers[0], layers[-1]
-    if not ((mean >= first) & (mean <= last)).all():
-        raise ValueError(
-            f"mean exit layers must be from {first:g} to {last:g}, the exits "
-            f"{list(exit_layers)}; given {mean.min():g} to {mean.max():g}"
-        )
+    _check_within(layers, mean)
     low, high = np.full_like(mean, -50.0), np.full_like(mean, 50.0)
     for _ in range(60):
         middle = (low + high) / 2
@@ -60,3 +56,51 @@ def random_exit_probabilities(exit_layers: Sequence[int], mean) -> np.ndarray:
     probabilities = power / power.sum(-1, keepdims=True)
     certain = (mean == layers) & ((mean == first) | (mean == last))
     return np.where(certain.any(-1, keepdims=True), certain, probabilities)
+
+
+def neighbour_exit_probabilities(
+    exit_layers: Sequence[int], mean
+) -> np.ndarray:
+    """The distribution over two neighbouring exits with a given mean.
+
+    What a fixed exit of a depth between two exits is: a share of utterances
+    drawn at random leaves at the one, the others at the other.
+
+    Arguments
+    ---------
+    exit_layers : sequence of int
+        E exits, rising.
+    mean : float or np.ndarray
+        Expected exit layers, of any shape.
+
+    Returns
+    -------
+    np.ndarray
+        Probabilities of the shape of ``mean`` with E behind it.
+
+    Raises
+    ------
+    ValueError
+        If a mean lies outside the exits.
+
+    Example
+    -------
+    >>> neighbour_exit_probabilities([2, 4, 8], [2, 5])
+    array([[1.  , 0.  , 0.  ],
+           [0.  , 0.75, 0.25]])
+    """
+    layers = np.asarray(exit_layers, dtype=float)
+    mean = np.asarray(mean, dtype=float)
+    _check_within(layers, mean)
+    exits = np.eye(len(layers))
+    return np.stack([np.interp(mean, layers, one) for one in exits], axis=-1)
+
+
+def _check_within(layers, mean):
+    """Raise if a mean cannot be one of these exits."""
+    if not ((mean >= layers[0]) & (mean <= layers[-1])).all():
+        raise ValueError(
+            f"mean exit layers must be from {layers[0]:g} to {layers[-1]:g}, "
+            f"the exits {layers.astype(int).tolist()}; given {mean.min():g} to "
+            f"{mean.max():g}"
+        )

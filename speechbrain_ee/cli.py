@@ -219,6 +219,53 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("superb"), help="folder to write"
     )
 
+    sub = command(
+        _noise,
+        "noise",
+        "Report mean exit and error rate against the signal-to-noise ratio: of "
+        "rules that choose exits, and of the fixed exits of equal mean cost.",
+    )
+    sub.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs with traces in noise: a model with several "
+        "exits, or runs with a fixed exit each, and those that have chosen; "
+        "folders called by numbers are seeds",
+    )
+    sub.add_argument(
+        "--set",
+        dest="set_name",
+        metavar="NAME",
+        help="the set, without its noise; the test set by default",
+    )
+    sub.add_argument(
+        "--score",
+        action="append",
+        default=[],
+        dest="scores",
+        metavar="NAME",
+        help="a score to replay over the fixed exits; may be repeated",
+    )
+    sub.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        dest="rules",
+        metavar="SCORE=THRESHOLD",
+        help="the same with a threshold; may be repeated",
+    )
+    sub.add_argument(
+        "--layers",
+        type=float,
+        help="mean exit over all conditions that other thresholds are chosen "
+        "for; that of the first run that has chosen by default",
+    )
+    sub.add_argument(
+        "--out", type=Path, default=Path("noise"), help="folder to write"
+    )
+
     sub = command(_transcribe, "transcribe", "Transcribe audio files.")
     sub.add_argument("files", type=Path, nargs="+", metavar="FILE")
     sub.add_argument(
@@ -338,6 +385,22 @@ def _superb(options) -> None:
 
     tasks = _pairs("--task", "RUN=TASK", options.tasks)
     print(make_superb_table(options.runs, options.out, tasks, options.set_name))
+
+
+def _noise(options) -> None:
+    from speechbrain_ee.analysis.noise import make_noise_report
+
+    rules = _pairs("--rule", "SCORE=THRESHOLD", options.rules)
+    try:
+        rules = {score: float(x) for score, x in rules.items()}
+    except ValueError as error:
+        raise ValueError(f"--rule: {error}; write SCORE=THRESHOLD.") from error
+    print(
+        make_noise_report(
+            *(options.runs, options.out, options.set_name),
+            *(options.scores, rules, options.layers),
+        )
+    )
 
 
 def _pairs(option: str, form: str, given: Sequence[str]) -> dict[str, str]:

@@ -40,6 +40,8 @@ COMMIT = 64  # utterances that are forced to disk together
 GB = 1e9
 # What tells two utterances apart, in the order of index.json.
 FIELDS = ("id", "wav", "start", "samples", "bytes", "modified", "frames")
+# The key of rows whose ``sig`` is not what ``wav`` holds: what was added to it.
+MIXED_WITH = "mixed_with"
 
 
 class FeatureCache:
@@ -125,8 +127,9 @@ class FeatureCache:
             Of the dataset, and of its folder.
         dataset : DynamicItemDataset
             With ``id``, ``sig`` and ``wav``, a file of which ``sig`` is all, or
-            the piece from ``start`` to ``stop`` (samples). It is read in its
-            own order.
+            the piece from ``start`` to ``stop`` (samples); where something
+            was added to it, ``mixed_with`` says what. It is read in its own
+            order.
         batch_size : int
             Utterances that are computed at once.
         progressbar : bool
@@ -215,8 +218,9 @@ class FeatureCache:
             path, start = row["wav"], int(row.get("start") or 0)
             info, stat = soundfile.info(path), os.stat(path)
             stop = min(int(row.get("stop") or info.frames), info.frames)
+            heard = [str(path), row.get(MIXED_WITH)]
             return [
-                *(name, str(path), start, stop - start),
+                *(name, " + ".join(filter(None, heard)), start, stop - start),
                 *(stat.st_size, stat.st_mtime_ns),
             ]
 

@@ -29,6 +29,7 @@ from speechbrain_ee.experiment import (
     make_datasets,
 )
 from speechbrain_ee.inference import load_teacher
+from speechbrain_ee.noise import NoiseFolder, noisy_sets
 from speechbrain_ee.tokenizer import train_tokenizer
 
 BLOCKS = Path(__file__).resolve().parents[2] / "hparams"
@@ -76,6 +77,11 @@ if __name__ == "__main__":
             for split in hparams["test_splits"]
         },
     )
+    groups = hparams["groups"]
+    if hparams["noise_folder"] is not None:
+        noise = NoiseFolder(hparams["noise_folder"], hparams["noise_seed"])
+        tests = noisy_sets(tests, noise, hparams["test_snrs"])
+        groups = {**groups, "snr": "snr"}
 
     brain = hparams["brain"](
         tokenizer=tokenizer,
@@ -113,6 +119,6 @@ if __name__ == "__main__":
         scores=hparams["scores"],
         selectors=hparams["selectors"],
         calibrate=hparams["calibrate"],
-        groups=hparams["groups"],
+        groups=groups,
         loader_kwargs=hparams["test_dataloader_opts"],
     )

@@ -35,6 +35,7 @@ from speechbrain_ee.experiment import (
     make_label_datasets,
     make_utterance_datasets,
 )
+from speechbrain_ee.noise import NoiseFolder, noisy_sets, noisy_trials
 
 BLOCKS = Path(__file__).resolve().parents[2] / "hparams"
 
@@ -127,6 +128,14 @@ if __name__ == "__main__":
 
     make_data = phones if hparams["task"] == "phones" else utterances
     size, known, train, (valid_name, valid), tests = make_data(hparams)
+    groups = hparams["groups"]
+    if hparams["noise_folder"] is not None:
+        noise = NoiseFolder(hparams["noise_folder"], hparams["noise_seed"])
+        snrs = hparams["test_snrs"]
+        if "trials" in known:
+            known["trials"] |= noisy_trials(known["trials"], tests, snrs)
+        tests = noisy_sets(tests, noise, snrs)
+        groups = {**groups, "snr": "snr"}
 
     # As many outputs as the data has labels.
     downstream = hparams["downstream"](**size)
@@ -186,6 +195,6 @@ if __name__ == "__main__":
         (valid_name, valid),
         tests,
         output_folder=hparams["output_folder"],
-        groups=hparams["groups"],
+        groups=groups,
         loader_kwargs=hparams["test_dataloader_opts"],
     )

@@ -430,6 +430,86 @@ def draw_contributions(
     return figure
 
 
+def draw_noise(table: pd.DataFrame, title: str = "") -> Figure:
+    """Mean exit and error rate against the signal-to-noise ratio.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        A row per rule and condition, as ``noise.csv``: the columns rule, kind
+        ("rule" or "fixed"), condition (in the order of the picture),
+        exit_layer and error_rate with their ends (``…_low``, ``…_high``) and,
+        where there is one, fixed_here.
+    title : str
+        Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> rows = {"rule": ["mine", "mine"], "kind": "rule"}
+    >>> rows |= {"condition": ["clean", "0"], "fixed_here": [11.0, 31.0]}
+    >>> for name, values in ("exit_layer", [3, 5]), ("error_rate", [10, 30]):
+    ...     rows |= {
+    ...         name: values,
+    ...         f"{name}_low": values,
+    ...         f"{name}_high": values,
+    ...     }
+    >>> figure = draw_noise(pd.DataFrame(rows))
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['mean exit layer', 'error rate (%)']
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    conditions = list(dict.fromkeys(table["condition"]))
+    figures = {"exit_layer": "mean exit layer", "error_rate": "error rate (%)"}
+    fixed = table[table["kind"] == "fixed"]
+    rules = table[table["kind"] == "rule"]
+    for axes, (column, label) in zip(panels, figures.items(), strict=True):
+        for name, part in fixed.groupby("rule", sort=False):
+            places = [conditions.index(x) for x in part["condition"]]
+            axes.plot(places, part[column], color=GREY, linewidth=0.8)
+            at = (places[-1], part[column].iloc[-1])
+            axes.annotate(
+                *(name, at, (4, 0)),
+                textcoords="offset points",
+                color=GREY,
+                fontsize=7,
+                va="center",
+            )
+        for colour, (name, part) in zip(
+            _cycle(), rules.groupby("rule", sort=False)
+        ):
+            places = [conditions.index(x) for x in part["condition"]]
+            ends = [
+                part[column] - part[f"{column}_low"],
+                part[f"{column}_high"] - part[column],
+            ]
+            axes.errorbar(
+                *(places, part[column], ends),
+                color=colour,
+                marker="o",
+                markersize=5,
+                capsize=3,
+                label=name,
+            )
+            if column == "error_rate" and "fixed_here" in part:
+                axes.plot(places, part["fixed_here"], ":", color=colour)
+        told = [x if x.isalpha() else f"{x} dB" for x in conditions]
+        axes.set_xticks(range(len(conditions)), told)
+        axes.set_xlabel("signal-to-noise ratio")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    if len(rules):
+        panels[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
 def _draw_scores(axes: Axes, curve: pd.DataFrame) -> None:
     names = [s for s in curve["selector"].unique() if s not in _CONTROLS]
     for colour, name in zip(_cycle(), names):

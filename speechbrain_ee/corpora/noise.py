@@ -54,6 +54,40 @@ def active_level(wave, sample_rate=16000):
     return np.sqrt(power[active].mean())
 
 
+def plain_level(wave, sample_rate=16000):
+    """How loud a wave is, pauses included: its root mean square.
+
+    Arguments
+    ---------
+    wave : numpy.ndarray
+        Of shape (samples,).
+    sample_rate : int
+        Of no account; as ``active_level`` has it.
+
+    Returns
+    -------
+    float
+        The level, on the scale of the samples.
+
+    Raises
+    ------
+    ValueError
+        If the wave is silent or empty.
+
+    Example
+    -------
+    >>> float(plain_level(np.array([0.6, 0.0, 0.0, -0.6])).round(4))
+    0.4243
+    """
+    if not np.any(wave):
+        raise ValueError(f"These {len(wave)} samples are silent.")
+    return np.sqrt((wave.astype(float) ** 2).mean())
+
+
+# What a signal-to-noise ratio may take for the level of the speech.
+LEVELS = {"active": active_level, "plain": plain_level}
+
+
 def colored_noise(color, samples, rng, sample_rate=16000):
     """Draws steady noise: white, pink or brown, from 50 Hz upwards.
 
@@ -122,7 +156,7 @@ def babble(talkers, samples, rng, sample_rate=16000):
     return total
 
 
-def mix(speech, noise, snr, sample_rate=16000):
+def mix(speech, noise, snr, sample_rate=16000, level="active"):
     """Adds noise to speech.
 
     Arguments
@@ -132,10 +166,12 @@ def mix(speech, noise, snr, sample_rate=16000):
     noise : numpy.ndarray
         Noise of the same shape; its level does not matter.
     snr : float
-        Signal-to-noise ratio in dB: the speech's ``active_level`` over the
-        root mean square of the noise.
+        Signal-to-noise ratio in dB: the level of the speech over the root mean
+        square of the noise.
     sample_rate : int
         Sample rate of both in Hz.
+    level : str
+        One of ``LEVELS``: of the speech without its pauses, or with them.
 
     Returns
     -------
@@ -148,7 +184,7 @@ def mix(speech, noise, snr, sample_rate=16000):
     >>> mix(speech, noise, 20)[:2].round(3).tolist()
     [0.55, 0.45]
     """
-    wanted = active_level(speech, sample_rate) * 10 ** (-snr / 20)
+    wanted = LEVELS[level](speech, sample_rate) * 10 ** (-snr / 20)
     return speech + noise * wanted / np.sqrt((noise**2).mean())
 
 

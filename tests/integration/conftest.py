@@ -1,5 +1,6 @@
 """Corpora, and a recipe's run on them."""
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -41,7 +42,18 @@ def corpora(models):
     few = {"train": 3, "dev": 1, "test": 1}  # of each language and dataset
     make_mlsuperb(folder / "ML-SUPERB", few)
     make_utterances(folder / "utterances")
+    make_noise(folder / "musan")
     return folder
+
+
+def make_noise(folder):
+    """Some noise in the layout of MUSAN."""
+    rng = np.random.default_rng(0)
+    for kind, samples in {"noise": 32000, "music": 16000}.items():
+        place = folder / kind / "free-sound"
+        place.mkdir(parents=True)
+        wave = 0.1 * rng.standard_normal(samples)
+        soundfile.write(place / f"{kind}-free-sound-0000.wav", wave, 16000)
 
 
 @pytest.fixture(scope="session")

@@ -37,19 +37,28 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
     assert stored >= {"interface", "downstream"} and "upstream" not in stored
 
     settings = YAML().load(tmp_path / "hyperparams.yaml")
-    (file,) = tmp_path.glob("results_*.csv")
-    if verifies:
-        trials = pd.read_csv(tmp_path / file.name.replace("results", "trials"))
-        assert set(trials["label"]) == {0, 1}
-        assert trials["score"].between(-1.001, 1.001).all()
-    else:
-        traces = pd.read_csv(
-            tmp_path / "traces_test.csv", keep_default_na=False
-        )
-        assert {"errors", "ref_len", *settings["groups"]} <= set(traces)
-        assert traces["id"].is_unique and traces["ref_len"].gt(0).all()
-    results = pd.read_csv(file)
-    assert results[["value", "low", "high"]].notna().all(axis=None)
-    report = (tmp_path / "report.md").read_text()
-    for row in results.itertuples():
-        assert f"| {row.metric} | {row.group} | {row.value:.2f} |" in report
+    # One of each set, which is in noise if there is some.
+    snrs = settings.get("test_snrs") if settings.get("noise_folder") else [0]
+    files = sorted(tmp_path.glob("results_*.csv"))
+    assert len(files) == len(snrs)
+    for file in files:
+        if verifies:
+            name = file.name.replace("results", "trials")
+            trials = pd.read_csv(tmp_path / name)
+            assert set(trials["label"]) == {0, 1}
+            assert trials["score"].between(-1.001, 1.001).all()
+        else:
+            traces = pd.read_csv(
+                tmp_path / file.name.replace("results", "traces"),
+                keep_default_na=False,
+            )
+            assert {"errors", "ref_len", *settings["groups"]} <= set(traces)
+            assert traces["id"].is_unique and traces["ref_len"].gt(0).all()
+            if settings.get("noise_folder"):
+                level = file.stem.rpartition("_")[2].removeprefix("snr")
+                assert set(traces["snr"].astype(str)) == {level}
+        results = pd.read_csv(file)
+        assert results[["value", "low", "high"]].notna().all(axis=None)
+        report = (tmp_path / "report.md").read_text()
+        for row in results.itertuples():
+            assert f"| {row.metric} | {row.group} | {row.value:.2f} |" in report

@@ -139,3 +139,33 @@ def test_thresholds_of_another_model_are_refused_before_it_is_trained(
         assert done.returncode != 0
         assert told in done.stdout + done.stderr
     assert not (tmp_path / "other" / "train_log.txt").exists()
+
+
+def test_a_run_is_evaluated_in_noise(trained, corpora, tmp_path, capsys):
+    folder, row = trained
+    shutil.copytree(folder, tmp_path / "run")
+    noise = (f"--noise_folder={corpora / 'musan'}", "--test_snrs=[null,-5]")
+    check(run(row, corpora, tmp_path / "run", "--test_only", *noise))
+    found = {
+        name: read_traces(tmp_path / "run" / f"traces_{name}.csv")
+        for name in ("test", "test_clean", "test_snr-5")
+    }
+    before, clean, noisy = found.values()
+    assert list(clean.ids) == list(before.ids)
+    assert (clean.hyp == before.hyp).all()
+    assert list(noisy.ids) == [f"{name}_snr-5" for name in clean.ids]
+    assert (noisy.hyp != clean.hyp).any()
+    assert set(noisy.groups["snr"]) == {"-5"}
+    assert noisy.errors[:, -1].sum() >= clean.errors[:, -1].sum()
+
+    out = tmp_path / "noise"
+    command = ["noise", str(tmp_path / "run"), "--out", str(out)]
+    assert main([*command, "--layers", "3"]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "noise.html")
+    table = pd.read_csv(out / "noise.csv")
+    assert list(table["condition"].unique()) == ["clean", "-5", "all"]
+    rates = table.set_index(["rule", "condition"])["error_rate"]
+    expected = 100 * noisy.errors[:, -1].sum() / noisy.ref_len.sum()
+    assert rates["exit 4", "-5"] == pytest.approx(expected)
+    (rule,) = set(table[table["kind"] == "rule"]["rule"])
+    assert rule.startswith("entropy ≤ ")

@@ -9,6 +9,7 @@ from speechbrain_ee.corpora.noise import (
     babble,
     colored_noise,
     mix,
+    plain_level,
     soften,
 )
 
@@ -97,6 +98,16 @@ def test_the_ratio_is_that_of_speech_without_pauses(rng, speech, snr):
     added = mix(speech, noise, snr) - speech
     assert decibel(0.05 / rms(added)) == pytest.approx(snr, abs=0.1)
     assert np.allclose(added / noise, added[0] / noise[0])
+
+
+def test_the_ratio_may_count_pauses(rng, speech):
+    assert plain_level(speech) == pytest.approx(0.05 / np.sqrt(3), rel=0.01)
+    noise = colored_noise("white", len(speech), rng)
+    added = mix(speech, noise, 10, level="plain") - speech
+    assert decibel(rms(speech) / rms(added)) == pytest.approx(10)
+    for silence in (np.zeros(5), np.zeros(0)):
+        with pytest.raises(ValueError, match=f"{len(silence)} samples are"):
+            plain_level(silence)
 
 
 def test_loud_waves_are_softened_and_not_clipped(rng):
