@@ -5,7 +5,7 @@
 Wants a HuBERT as pretrain_hubert.py writes it; a folder in LibriSpeech's layout
 with the splits train, dev, test (read English) and commands_train,
 commands_dev, commands_test; a folder for each further language with train.tsv,
-dev.tsv and test.tsv (columns id and file); and noise as FLAC files. Runs that
+dev.tsv and test.tsv (columns id and file); and noise as audio files. Runs that
 are done are skipped, so the command can be stopped and given again. To run:
 
 > python run_interfaces.py --hubert FOLDER --english FOLDER \
@@ -22,27 +22,24 @@ import random
 import shutil
 import subprocess
 import sys
-import zlib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import soundfile
 from scipy.signal import resample_poly
 
 from speechbrain_ee.analysis.statistics import Bootstrap
-from speechbrain_ee.corpora.noise import mix, soften
+from speechbrain_ee.corpora.noise import soften
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "interfaces"
 KEPT = HERE.parents[1] / "docs" / "results" / "interfaces"
 SEEDS = (1234, 1235, 1236)
 SAMPLE_RATE = 16000
-NOISE_SNR = 5  # dB
 SPLITS = ("train", "dev", "test")
 BASELINE = "weighted_sum"
 INTERFACES = (
@@ -60,6 +57,7 @@ CLASSES = (
     *("--lr=0.002", "--number_of_epochs=25", "--iterations_per_epoch=12"),
     *("--batch_size=16", "--max_seconds=null"),
     *("--train_csv={data}/train.csv", "--valid_csv={data}/dev.csv"),
+    "--test_csvs=[{data}/test.csv]",
 )
 # Script, YAML, overrides; the size of the task model, and that of MATCHED.
 TASKS = {
@@ -72,13 +70,13 @@ TASKS = {
     "languages": (
         "train.py",
         "hparams/classification.yaml",
-        ("--test_csvs=[{data}/test.csv, {data}/test_noise.csv]", *CLASSES),
+        ("--noise_folder={noise}", "--test_snrs=[null, 5]", *CLASSES),
         ("--proj_size=256", "--proj_size=1181"),
     ),
     "speakers": (
         "train.py",
         "hparams/classification.yaml",
-        ("--test_csvs=[{data}/test.csv]", *CLASSES),
+        CLASSES,
         ("--proj_size=256", "--proj_size=1011"),
     ),
 }
@@ -121,37 +119,27 @@ def make_commands(folder, options):
 
 
 def make_languages(folder, options):
-    """Languages, nothing above 4 kHz, and a test set with noise."""
+    """Languages, nothing above 4 kHz."""
     (folder / "audio").mkdir(parents=True)
-    noises = sorted(options.noise.glob("**/*.flac"))
     for split in SPLITS:
-        files = {
-            ("en", file.stem): file
+        files = [
+            (file.stem, file, "en")
             for file, *_ in read_librispeech(options.english / split)
-        }
+        ]
         for table in sorted(options.languages.glob(f"*/{split}.tsv")):
             with open(table, encoding="utf-8") as lines:
-                for row in csv.DictReader(lines, delimiter="\t"):
-                    key = (table.parent.name, row["id"])
-                    files[key] = table.parent / row["file"]
-        tables = {split: []}
-        if split == "test":
-            tables["test_noise"] = []
-        for (language, name), file in files.items():
+                files += [
+                    (row["id"], table.parent / row["file"], table.parent.name)
+                    for row in csv.DictReader(lines, delimiter="\t")
+                ]
+        rows = []
+        for name, file, language in files:
             wave, _ = soundfile.read(file)
-            narrow = resample_poly(resample_poly(wave, 1, 2), 2, 1)
-            for table in tables:
-                if table == "test_noise":
-                    rng = np.random.default_rng(zlib.crc32(name.encode()))
-                    noise, _ = soundfile.read(rng.choice(noises))
-                    start = rng.integers(len(noise))
-                    noise = np.resize(np.roll(noise, -start), len(narrow))
-                    narrow = mix(narrow, noise, NOISE_SNR)
-                path = folder / "audio" / f"{table}_{name}.flac"
-                soundfile.write(path, soften(narrow), SAMPLE_RATE)
-                tables[table].append((f"{table}_{name}", path, language))
-        for table, rows in tables.items():
-            write_csv(folder / f"{table}.csv", rows)
+            narrow = soften(resample_poly(resample_poly(wave, 1, 2), 2, 1))
+            path = folder / "audio" / f"{name}.flac"
+            soundfile.write(path, narrow, SAMPLE_RATE)
+            rows.append((name, path, language))
+        write_csv(folder / f"{split}.csv", rows)
 
 
 def make_speakers(folder, options):
@@ -204,15 +192,15 @@ def folder_of(task, upstream, interface, seed):
     return RESULTS / "runs" / f"{task}_{upstream}_{interface}_seed{seed}"
 
 
-def train(run, hubert):
+def train(run, options):
     """Train and evaluate a task model, unless that is done.
 
     Arguments
     ---------
     run : tuple
         One of RUNS.
-    hubert : Path
-        The upstream.
+    options : argparse.Namespace
+        With the folders ``hubert`` and ``noise``.
 
     Returns
     -------
@@ -226,13 +214,16 @@ def train(run, hubert):
         return True
     output.mkdir(parents=True, exist_ok=True)
     data = RESULTS / "data" / task
-    source = f"{{source: {hubert}}}"
+    source = f"{{source: {options.hubert}}}"
     block = BASELINE if interface == MATCHED else interface
     with open(output / "console.txt", "a", encoding="utf-8") as console:
         done = subprocess.run(
             [
                 *(sys.executable, script, hparams_file),
-                *(one.format(data=data) for one in overrides),
+                *(
+                    one.format(data=data, noise=options.noise)
+                    for one in overrides
+                ),
                 f"--upstream={source if upstream == 'hubert' else upstream}",
                 *(f"--interface={block}", sizes[interface == MATCHED]),
                 f"--feature_cache={RESULTS / 'cache' / f'{task}_{upstream}'}",
@@ -326,8 +317,8 @@ def main():
     # The first of each task and upstream fills the cache of the others.
     first = list({run[:2]: run for run in reversed(runs)}.values())
     with ThreadPoolExecutor(options.jobs) as pool:
-        done = list(pool.map(partial(train, hubert=options.hubert), first))
-        done += pool.map(partial(train, hubert=options.hubert), runs)
+        done = list(pool.map(partial(train, options=options), first))
+        done += pool.map(partial(train, options=options), runs)
     errors = read_errors()
     KEPT.mkdir(parents=True, exist_ok=True)
     errors.to_csv(KEPT / "errors.csv", float_format="%g")
