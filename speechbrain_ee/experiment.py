@@ -333,6 +333,66 @@ def make_utterance_datasets(
     )
 
 
+def make_source_datasets(
+    source_columns: Sequence[str],
+    data_folder: str | Path,
+    train: str | Path,
+    valid: str | Path,
+    tests: Mapping[str, str | Path],
+) -> tuple[DynamicItemDataset, DynamicItemDataset, dict]:
+    """Datasets of prepared CSVs of speech in noise, or of several at once.
+
+    The CSVs have the columns ``ID``, ``duration`` (s), ``wav`` and those of
+    the sources, which name files of the same length.
+
+    Arguments
+    ---------
+    source_columns : sequence of str
+        The columns of the sources.
+    data_folder : str or Path
+        What ``$data_root`` stands for in the CSVs.
+    train : str or Path
+        The CSV to train on.
+    valid : str or Path
+        The CSV that chooses checkpoints.
+    tests : mapping
+        Name of a set to its CSV.
+
+    Returns
+    -------
+    train : DynamicItemDataset
+        In the order of the CSV, with ``id``, ``sig``, ``mixture`` (the same)
+        and ``sources`` of shape (samples, sources).
+    valid : DynamicItemDataset
+        Short utterances first.
+    tests : dict
+        Name to DynamicItemDataset, short utterances first.
+    """
+
+    @sb.utils.data_pipeline.takes("sig")
+    @sb.utils.data_pipeline.provides("mixture")
+    def listen(sig):
+        """The waveform that the upstream hears, once more."""
+        return sig
+
+    @sb.utils.data_pipeline.takes(*source_columns)
+    @sb.utils.data_pipeline.provides("sources")
+    def read(*files):
+        """The sources beside each other."""
+        return torch.stack([read_audio(file) for file in files], dim=1)
+
+    def load(path):
+        """A CSV, in its own order."""
+        keys = ["mixture", "sources"]
+        return read_dataset(path, data_folder, [listen, read], keys)
+
+    return (
+        load(train),
+        _short_first(load(valid)),
+        {name: _short_first(load(path)) for name, path in tests.items()},
+    )
+
+
 def make_speech_dataset(
     csv_files: Sequence[str | Path],
     data_folder: str | Path,
