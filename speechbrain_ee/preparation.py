@@ -124,6 +124,79 @@ def prepare_split(
         file.write_text(json.dumps(record, indent=2))
 
 
+def read_transcripts(folder: Path) -> dict[str, str]:
+    """Read transcripts in LibriSpeech's layout, and see that audio is there.
+
+    Arguments
+    ---------
+    folder : Path
+        Of a split, with ``SPEAKER/CHAPTER/SPEAKER-CHAPTER-NNNN.flac`` and
+        ``SPEAKER-CHAPTER.trans.txt`` beside it.
+
+    Returns
+    -------
+    dict
+        For each audio file, by its path relative to ``folder`` (str), the
+        words spoken in it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no transcripts, or an audio file is missing.
+    ValueError
+        If a transcript is damaged.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path") / "19" / "198"
+    >>> folder.mkdir(parents=True)
+    >>> _ = (folder / "19-198.trans.txt").write_text("19-198-0000 WELL\\n")
+    >>> (folder / "19-198-0000.flac").touch()
+    >>> read_transcripts(folder.parents[1])
+    {'19/198/19-198-0000.flac': 'WELL'}
+    """
+    transcripts, empty = {}, []
+    for file in sorted(folder.glob("*/*/*.trans.txt")):
+        try:
+            lines = file.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file} is damaged, or not encoded in UTF-8 ({error}): "
+                "extract the archive again, or convert it."
+            ) from error
+        for line in filter(None, map(str.strip, lines)):
+            name, _, words = line.partition(" ")
+            audio = file.with_name(f"{name}.flac")
+            if not audio.is_file():
+                raise FileNotFoundError(
+                    f"{audio} is missing, but {file.name} has a transcript "
+                    "of it: extract the archive again, or remove that line."
+                )
+            if words:
+                key = audio.relative_to(folder).as_posix()
+                transcripts[key] = words
+            else:
+                empty.append(name)
+    if not transcripts:
+        raise FileNotFoundError(
+            f"There are no transcripts in {folder}: expected files "
+            "SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with lines "
+            "'UTTERANCE-ID WORDS'."
+        )
+    audio = {file.stem for file in folder.glob("*/*/*.flac")}
+    unknown = audio - {Path(key).stem for key in transcripts} - set(empty)
+    for names, fault in [
+        (empty, "an empty transcript"),
+        (sorted(unknown), "no transcript"),
+    ]:
+        if names:
+            logger.warning(
+                f"{folder}: {len(names)} utterances with {fault} are left out, "
+                f"such as {names[0]}."
+            )
+    return transcripts
+
+
 def look_at_audio(
     file: str | Path, decode: bool = True
 ) -> tuple[int, int, str]:
