@@ -6,6 +6,7 @@ Authors
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
@@ -16,7 +17,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_ee.analysis import quality
-from speechbrain_ee.analysis.statistics import Bootstrap
+from speechbrain_ee.analysis.statistics import Bootstrap, Interval
 from speechbrain_ee.brains.downstream_utterance import UtteranceBrain
 from speechbrain_ee.downstreams.masks import MaskLoss
 from speechbrain_ee.encoders.base import sample_counts
@@ -140,7 +141,7 @@ class DownstreamMasks(UtteranceBrain):
     def summary(self, rows):
         """Means over those utterances that have a value."""
         return {
-            column: float(np.mean(_valued([row[column] for row in rows])))
+            column: float(_mean([row[column] for row in rows]).value)
             for column in self.figure_names
         }
 
@@ -177,14 +178,12 @@ class DownstreamMasks(UtteranceBrain):
         """
         rows = []
         for column, metric in self.figure_names.items():
-            values = _valued(traces[column])
-            found = Bootstrap(len(values)).mean_interval(values)
             rows.append(
                 {
                     "metric": metric,
                     "group": "all",
-                    **found._asdict(),
-                    "utterances": len(values),
+                    **_mean(traces[column])._asdict(),
+                    "utterances": int(traces[column].notna().sum()),
                 }
             )
         return pd.DataFrame(rows)
@@ -343,7 +342,10 @@ def _improvement(sources, estimates, mixture) -> float:
     return quality.si_sdr(sources, estimates) - quality.si_sdr(sources, before)
 
 
-def _valued(values) -> np.ndarray:
-    """Without those that are not there."""
+def _mean(values) -> Interval:
+    """Of those that are there; NaN if none is."""
     values = np.asarray(values, dtype=float)
-    return values[~np.isnan(values)]
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return Interval(math.nan, math.nan, math.nan)
+    return Bootstrap(len(values)).mean_interval(values)
