@@ -410,7 +410,7 @@ def _make_rows(split, data_folder, utterances, check_audio, partners):
     }
     paths = {data_folder / file for own in files.values() for file in own}
     looked = look_at_all(split, paths, check_audio)
-    rows, faults = [], {}
+    rows, faults, uneven = [], {}, []
     for path in sorted(utterances):
         found = {file: looked[data_folder / file] for file in files[path]}
         wrong = {file: fault for file, (*_, fault) in found.items() if fault}
@@ -420,10 +420,7 @@ def _make_rows(split, data_folder, utterances, check_audio, partners):
         frames = [samples for samples, *_ in found.values()]
         if len(set(frames)) > 1:
             pairs = ", ".join(f"{f} {n}" for f, n in zip(found, frames))
-            raise ValueError(
-                f"{data_folder}: files of one utterance differ in their number "
-                f"of samples ({pairs}): extract or make them again."
-            )
+            uneven.append(f"({pairs})")
         given = dict(utterances[path])
         given |= {column: f"$data_root/{given[column]}" for column in partners}
         rows.append(
@@ -433,6 +430,12 @@ def _make_rows(split, data_folder, utterances, check_audio, partners):
                 "wav": f"$data_root/{path}",
                 **given,
             }
+        )
+    if uneven:
+        raise ValueError(
+            f"{data_folder}: the files of {len(uneven)} of {len(utterances)} "
+            "utterances differ in their number of samples, such as "
+            f"{', '.join(uneven[:3])}: extract or make them again."
         )
     return rows, faults
 

@@ -144,7 +144,7 @@ def test_masks_learn():
         loss.backward()
         assert all(p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
 
 
