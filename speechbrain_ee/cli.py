@@ -17,10 +17,14 @@ from pathlib import Path
 
 # What makes a corpus in a layout: functions of the modules of that name.
 LAYOUTS = {
+    "librilight": "make_librilight",
+    "librimix": "make_librimix",
     "librispeech": "make_demo_corpus",
     "mlsuperb": "make_mlsuperb",
     "tedlium": "make_tedlium",
     "utterances": "make_utterances",
+    "voicebank": "make_voicebank",
+    "voxceleb": "make_voxceleb",
     "voxpopuli": "make_voxpopuli",
 }
 

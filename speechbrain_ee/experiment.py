@@ -13,6 +13,7 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataio import load_data_csv, read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder, CTCTextEncoder
@@ -333,6 +334,66 @@ def make_utterance_datasets(
     )
 
 
+def make_source_datasets(
+    source_columns: Sequence[str],
+    data_folder: str | Path,
+    train: str | Path,
+    valid: str | Path,
+    tests: Mapping[str, str | Path],
+) -> tuple[DynamicItemDataset, DynamicItemDataset, dict]:
+    """Datasets of prepared CSVs of speech in noise, or of several at once.
+
+    The CSVs have the columns ``ID``, ``duration`` (s), ``wav`` and those of
+    the sources, which name files of the same length.
+
+    Arguments
+    ---------
+    source_columns : sequence of str
+        The columns of the sources.
+    data_folder : str or Path
+        What ``$data_root`` stands for in the CSVs.
+    train : str or Path
+        The CSV to train on.
+    valid : str or Path
+        The CSV that chooses checkpoints.
+    tests : mapping
+        Name of a set to its CSV.
+
+    Returns
+    -------
+    train : DynamicItemDataset
+        In the order of the CSV, with ``id``, ``sig``, ``mixture`` (the same)
+        and ``sources`` of shape (samples, sources).
+    valid : DynamicItemDataset
+        Short utterances first.
+    tests : dict
+        Name to DynamicItemDataset, short utterances first.
+    """
+
+    @sb.utils.data_pipeline.takes("sig")
+    @sb.utils.data_pipeline.provides("mixture")
+    def listen(sig):
+        """The waveform that the upstream hears, once more."""
+        return sig
+
+    @sb.utils.data_pipeline.takes(*source_columns)
+    @sb.utils.data_pipeline.provides("sources")
+    def read(*files):
+        """The sources beside each other."""
+        return torch.stack([read_audio(file) for file in files], dim=1)
+
+    def load(path):
+        """A CSV, in its own order."""
+        keys = ["mixture", "sources"]
+        return read_dataset(path, data_folder, [listen, read], keys)
+
+    return (
+        load(train),
+        _short_first(load(valid)),
+        {name: _short_first(load(path)) for name, path in tests.items()},
+    )
+
+
 def make_speech_dataset(
     csv_files: Sequence[str | Path],
     data_folder: str | Path,
@@ -484,6 +545,71 @@ def evaluate_and_export(
     )
     run_on_main(write_report, [folder])
     return folder
+
+
+def run_downstream(
+    brain,
+    train: DynamicItemDataset,
+    valid: tuple[str, DynamicItemDataset],
+    tests: Mapping[str, DynamicItemDataset],
+    epoch_counter,
+    train_loader_kwargs: Mapping,
+    valid_loader_kwargs: Mapping,
+    test_loader_kwargs: Mapping,
+    feature_cache: str | Path | None,
+    cache_dtype: str,
+    output_folder: str | Path,
+    groups: Mapping[str, str],
+) -> Path:
+    """Train a task model behind a frozen upstream, and evaluate it.
+
+    Arguments
+    ---------
+    brain : DownstreamBrain
+        Not trained yet, or in part.
+    train : DynamicItemDataset
+        To train on.
+    valid : tuple
+        Name and dataset of the set that chooses checkpoints.
+    tests : mapping
+        Name to dataset.
+    epoch_counter : EpochCounter
+        SpeechBrain's.
+    train_loader_kwargs : mapping
+        Of the data loader, with its sampler.
+    valid_loader_kwargs : mapping
+        Of the data loader.
+    test_loader_kwargs : mapping
+        Of the data loaders.
+    feature_cache : str or Path, optional
+        A folder for the states of the upstream, which are computed once then.
+    cache_dtype : str
+        ``float32`` or ``float16``.
+    output_folder : str or Path
+        As for ``evaluate_downstream``.
+    groups : mapping
+        As there.
+
+    Returns
+    -------
+    Path
+        As from ``evaluate_downstream``.
+    """
+    if feature_cache is not None:
+        sets = {f"test_{name}": dataset for name, dataset in tests.items()}
+        sets = {"train": train, "valid": valid[1], **sets}
+        brain.use_cache(feature_cache, sets, cache_dtype)
+    brain.fit_interface(train, valid_loader_kwargs)
+    brain.fit(
+        epoch_counter,
+        train,
+        valid[1],
+        train_loader_kwargs={"collate_fn": PaddedBatch, **train_loader_kwargs},
+        valid_loader_kwargs=valid_loader_kwargs,
+    )
+    return evaluate_downstream(
+        *(brain, valid, tests, output_folder, groups, test_loader_kwargs)
+    )
 
 
 def evaluate_downstream(

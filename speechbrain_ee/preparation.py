@@ -41,13 +41,15 @@ def prepare_split(
     max_duration: float | None = None,
     max_characters_per_second: float | None = None,
     check_audio: bool = True,
+    partners: Sequence[str] = (),
 ) -> None:
     """Write the CSV file of a split whose utterances have a file each.
 
-    The paths in it start with ``$data_root``. It is left alone if it was
-    written from the same utterances with the same options, which stand beside
-    it in ``<split>.options.json``. Audio files that cannot be read to their end
-    are left out with a warning.
+    Or several of one length, such as noisy and clean speech: ``partners`` names
+    the columns of the others. The paths in it start with ``$data_root``. It is
+    left alone if it was written from the same utterances with the same options,
+    which stand beside it in ``<split>.options.json``. Audio files that cannot
+    be read to their end are left out with a warning.
 
     Arguments
     ---------
@@ -56,8 +58,8 @@ def prepare_split(
     data_folder : str or Path
         What ``$data_root`` stands for.
     utterances : mapping
-        For each audio file, by its path in the data folder, ``ID``,
-        ``spk_id``, ``wrd`` and any columns more, the same for all.
+        For each audio file, by its path in the data folder, ``ID`` and any
+        columns more, such as ``spk_id`` and ``wrd``, the same for all.
     remedy : str
         What to do if most audio files cannot be read.
     min_duration : float, optional
@@ -65,15 +67,17 @@ def prepare_split(
     max_duration : float, optional
         Leave out utterances longer than this, in seconds.
     max_characters_per_second : float, optional
-        Leave out utterances with more characters of text per second.
+        Leave out utterances with more characters of text, ``wrd``, per second.
     check_audio : bool
         If True, decode all audio once. If False, read only the files' heads.
+    partners : sequence of str
+        Columns that hold paths in the data folder too.
 
     Raises
     ------
     ValueError
         If an audio file is not sampled at 16 kHz, if most of them cannot be
-        read, or if no utterance is left.
+        read, if partners are not of one length, or if no utterance is left.
 
     Example
     -------
@@ -95,6 +99,7 @@ def prepare_split(
         "utterances": len(utterances),
         "checksum": zlib.crc32(repr(content).encode()),
     }
+    files = len(utterances) * (1 + len(partners))
     if csv_file.is_file() and options_file.is_file():
         before = json.loads(options_file.read_text())
         # A file may have been repaired since.
@@ -102,13 +107,13 @@ def prepare_split(
             data_folder, before.get("unreadable", ()), check_audio
         )
         if before == {**options, "unreadable": faults}:
-            report_faults(data_folder, faults, len(utterances), remedy)
+            report_faults(data_folder, faults, files, remedy)
             logger.info(f"Skipping {csv_file}: it is up to date.")
             return
     rows, faults = _make_rows(
-        csv_file.stem, data_folder, utterances, check_audio
+        csv_file.stem, data_folder, utterances, check_audio, partners
     )
-    report_faults(data_folder, faults, len(utterances), remedy)
+    report_faults(data_folder, faults, files, remedy)
     # A run cut short here must not leave options of another file.
     options_file.unlink(missing_ok=True)
     write_csv(
@@ -117,6 +122,79 @@ def prepare_split(
     with replacing(options_file) as file:
         record = {**options, "unreadable": faults}
         file.write_text(json.dumps(record, indent=2))
+
+
+def read_transcripts(folder: Path) -> dict[str, str]:
+    """Read transcripts in LibriSpeech's layout, and see that audio is there.
+
+    Arguments
+    ---------
+    folder : Path
+        Of a split, with ``SPEAKER/CHAPTER/SPEAKER-CHAPTER-NNNN.flac`` and
+        ``SPEAKER-CHAPTER.trans.txt`` beside it.
+
+    Returns
+    -------
+    dict
+        For each audio file, by its path relative to ``folder`` (str), the
+        words spoken in it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no transcripts, or an audio file is missing.
+    ValueError
+        If a transcript is damaged.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path") / "19" / "198"
+    >>> folder.mkdir(parents=True)
+    >>> _ = (folder / "19-198.trans.txt").write_text("19-198-0000 WELL\\n")
+    >>> (folder / "19-198-0000.flac").touch()
+    >>> read_transcripts(folder.parents[1])
+    {'19/198/19-198-0000.flac': 'WELL'}
+    """
+    transcripts, empty = {}, []
+    for file in sorted(folder.glob("*/*/*.trans.txt")):
+        try:
+            lines = file.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file} is damaged, or not encoded in UTF-8 ({error}): "
+                "extract the archive again, or convert it."
+            ) from error
+        for line in filter(None, map(str.strip, lines)):
+            name, _, words = line.partition(" ")
+            audio = file.with_name(f"{name}.flac")
+            if not audio.is_file():
+                raise FileNotFoundError(
+                    f"{audio} is missing, but {file.name} has a transcript "
+                    "of it: extract the archive again, or remove that line."
+                )
+            if words:
+                key = audio.relative_to(folder).as_posix()
+                transcripts[key] = words
+            else:
+                empty.append(name)
+    if not transcripts:
+        raise FileNotFoundError(
+            f"There are no transcripts in {folder}: expected files "
+            "SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with lines "
+            "'UTTERANCE-ID WORDS'."
+        )
+    audio = {file.stem for file in folder.glob("*/*/*.flac")}
+    unknown = audio - {Path(key).stem for key in transcripts} - set(empty)
+    for names, fault in [
+        (empty, "an empty transcript"),
+        (sorted(unknown), "no transcript"),
+    ]:
+        if names:
+            logger.warning(
+                f"{folder}: {len(names)} utterances with {fault} are left out, "
+                f"such as {names[0]}."
+            )
+    return transcripts
 
 
 def look_at_audio(
@@ -265,43 +343,100 @@ def report_faults(
     )
 
 
-def _make_rows(split, data_folder, utterances, check_audio):
-    """Looks into audio files, in parallel.
+def look_at_all(
+    name: str, paths: Iterable[str | Path], check_audio: bool = True
+) -> dict:
+    """Look at audio files in parallel.
 
-    Returns a row for each that can be read, in the order of their paths, and
-    what is wrong with each of the others.
+    Arguments
+    ---------
+    name : str
+        Of the set, for the progress bar.
+    paths : iterable of str or Path
+        The files.
+    check_audio : bool
+        If True, decode them.
+
+    Returns
+    -------
+    dict
+        Samples, sampling rate and fault of each, as of ``look_at_audio``, by
+        its path.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not sampled at 16 kHz.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "a.flac"
+    >>> soundfile.write(file, [0.0] * 8000, 16000)
+    >>> look_at_all("train", [file])[file]
+    (8000, 16000, '')
     """
-    rows, faults = [], {}
 
     def look(path):
         """At one of them."""
-        return path, *look_at_audio(data_folder / path, check_audio)
+        return path, look_at_audio(path, check_audio)
 
+    looked = {}
     # Threads: soundfile lets others run while it reads and decodes.
     with ThreadPoolExecutor() as executor:
-        for path, frames, rate, fault in parallel_map(
+        for path, found in parallel_map(
             look,
-            sorted(utterances),
+            sorted(paths),
             executor=executor,
-            progress_bar_kwargs={"desc": split},
+            progress_bar_kwargs={"desc": name},
         ):
-            if fault:
-                faults[path] = fault
-                continue
-            if rate != SAMPLE_RATE:
+            _, rate, fault = looked[path] = found
+            if not fault and rate != SAMPLE_RATE:
                 raise ValueError(
-                    f"{data_folder / path} is sampled at {rate} Hz: resample "
-                    f"the audio of this split to {SAMPLE_RATE} Hz."
+                    f"{path} is sampled at {rate} Hz: resample the audio of "
+                    f"this split to {SAMPLE_RATE} Hz."
                 )
-            given = dict(utterances[path])
-            rows.append(
-                {
-                    "ID": given.pop("ID"),
-                    "duration": frames / rate,
-                    "wav": f"$data_root/{path}",
-                    **given,
-                }
-            )
+    return looked
+
+
+def _make_rows(split, data_folder, utterances, check_audio, partners):
+    """Looks into audio files.
+
+    Returns a row for each utterance whose files can be read, in the order of
+    their paths, and what is wrong with each of the other files.
+    """
+    files = {
+        path: [path, *(row[column] for column in partners)]
+        for path, row in utterances.items()
+    }
+    paths = {data_folder / file for own in files.values() for file in own}
+    looked = look_at_all(split, paths, check_audio)
+    rows, faults, uneven = [], {}, []
+    for path in sorted(utterances):
+        found = {file: looked[data_folder / file] for file in files[path]}
+        wrong = {file: fault for file, (*_, fault) in found.items() if fault}
+        if wrong:
+            faults |= wrong
+            continue
+        frames = [samples for samples, *_ in found.values()]
+        if len(set(frames)) > 1:
+            pairs = ", ".join(f"{f} {n}" for f, n in zip(found, frames))
+            uneven.append(f"({pairs})")
+        given = dict(utterances[path])
+        given |= {column: f"$data_root/{given[column]}" for column in partners}
+        rows.append(
+            {
+                "ID": given.pop("ID"),
+                "duration": frames[0] / SAMPLE_RATE,
+                "wav": f"$data_root/{path}",
+                **given,
+            }
+        )
+    if uneven:
+        raise ValueError(
+            f"{data_folder}: the files of {len(uneven)} of {len(utterances)} "
+            "utterances differ in their number of samples, such as "
+            f"{', '.join(uneven[:3])}: extract or make them again."
+        )
     return rows, faults
 
 
@@ -319,14 +454,14 @@ def write_csv(
     csv_file : str or Path
         The file to write.
     rows : sequence of mapping
-        The values of the columns for each utterance, ``duration`` (s) and
-        ``wrd`` among them.
+        The values of the columns for each utterance, ``duration`` (s) among
+        them.
     min_duration : float, optional
         Leave out utterances shorter than this, in seconds.
     max_duration : float, optional
         Leave out utterances longer than this, in seconds.
     max_characters_per_second : float, optional
-        Leave out utterances with more characters of text per second.
+        Leave out utterances with more characters of text, ``wrd``, per second.
 
     Raises
     ------
@@ -351,8 +486,9 @@ def write_csv(
             f"lasts between {shortest} and {longest} seconds: change "
             "min_duration or max_duration."
         )
-    fastest = max_characters_per_second or math.inf
-    kept = [r for r in lasting if len(r["wrd"]) <= fastest * r["duration"]]
+    kept, fastest = lasting, max_characters_per_second
+    if fastest:
+        kept = [r for r in lasting if len(r["wrd"]) <= fastest * r["duration"]]
     if len(kept) < len(lasting):
         logger.warning(
             f"{csv_file}: {len(lasting) - len(kept)} of {len(rows)} utterances "

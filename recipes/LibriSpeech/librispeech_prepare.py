@@ -14,7 +14,7 @@ import pandas as pd
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_ee.files import replacing
-from speechbrain_ee.preparation import prepare_split
+from speechbrain_ee.preparation import prepare_split, read_transcripts
 
 logger = get_logger(__name__)
 TABLE = "UTTERANCES.tsv"
@@ -147,62 +147,6 @@ def check_folders(data_folder, splits):
         raise FileNotFoundError(
             f"There is no split '{split}' in {data_folder}. {remedy}"
         )
-
-
-def read_transcripts(folder):
-    """Reads the transcripts of a split and checks them against its audio.
-
-    Arguments
-    ---------
-    folder : Path
-        Folder of the split.
-
-    Returns
-    -------
-    dict
-        For each audio file, by its path relative to ``folder`` (str), the
-        words spoken in it.
-    """
-    transcripts, empty = {}, []
-    for file in sorted(folder.glob("*/*/*.trans.txt")):
-        try:
-            lines = file.read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file} is damaged, or not encoded in UTF-8 ({error}): "
-                "extract the archive again, or convert it."
-            ) from error
-        for line in filter(None, map(str.strip, lines)):
-            name, _, words = line.partition(" ")
-            audio = file.with_name(f"{name}.flac")
-            if not audio.is_file():
-                raise FileNotFoundError(
-                    f"{audio} is missing, but {file.name} has a transcript "
-                    "of it: extract the archive again, or remove that line."
-                )
-            if words:
-                key = audio.relative_to(folder).as_posix()
-                transcripts[key] = words
-            else:
-                empty.append(name)
-    if not transcripts:
-        raise FileNotFoundError(
-            f"There are no transcripts in {folder}: expected files "
-            "SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with lines "
-            "'UTTERANCE-ID WORDS'."
-        )
-    audio = {file.stem for file in folder.glob("*/*/*.flac")}
-    unknown = audio - {Path(key).stem for key in transcripts} - set(empty)
-    for names, fault in [
-        (empty, "an empty transcript"),
-        (sorted(unknown), "no transcript"),
-    ]:
-        if names:
-            logger.warning(
-                f"{folder}: {len(names)} utterances with {fault} are left out, "
-                f"such as {names[0]}."
-            )
-    return transcripts
 
 
 def read_snrs(data_folder):

@@ -9,12 +9,10 @@ import json
 import sys
 import zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.parallel import parallel_map
 
 from speechbrain_ee.analysis.verification import (
     Trial,
@@ -25,7 +23,7 @@ from speechbrain_ee.files import replacing
 from speechbrain_ee.phones import Pronunciations
 from speechbrain_ee.preparation import (
     SAMPLE_RATE,
-    look_at_audio,
+    look_at_all,
     report_faults,
 )
 
@@ -315,15 +313,10 @@ def prepare_table(
     report_faults(source, faults, len(looked), REMEDY)
     kept = []
     for row in rows:
-        samples, rate, fault = looked[paths[row["ID"]]]
+        samples, _, fault = looked[paths[row["ID"]]]
         if fault:
             continue
-        if rate != SAMPLE_RATE:
-            raise ValueError(
-                f"{paths[row['ID']]} is sampled at {rate} Hz: resample the "
-                f"audio of {source} to {SAMPLE_RATE} Hz."
-            )
-        duration = duration_of(source, row, samples) / rate
+        duration = duration_of(source, row, samples) / SAMPLE_RATE
         if duration >= (min_duration or 0):
             given = {k: v for k, v in row.items() if k != "duration"}
             kept.append({"ID": given.pop("ID"), "duration": duration, **given})
@@ -351,40 +344,6 @@ def prepare_table(
             file.write_text(json.dumps(options, indent=2))
     minutes = sum(row["duration"] for row in kept) / 60
     logger.info(f"{csv_file}: {len(kept)} utterances, {minutes:.2f} minutes.")
-
-
-def look_at_all(name, paths, check_audio):
-    """Looks at audio files in parallel.
-
-    Arguments
-    ---------
-    name : str
-        Of the set.
-    paths : set of Path
-        The files.
-    check_audio : bool
-        Whether to decode them.
-
-    Returns
-    -------
-    dict
-        Samples, sampling rate and fault of each, by its path.
-    """
-
-    def look(path):
-        """At one of them."""
-        return path, look_at_audio(path, check_audio)
-
-    # Threads: soundfile lets others run while it reads and decodes.
-    with ThreadPoolExecutor() as executor:
-        return dict(
-            parallel_map(
-                look,
-                sorted(paths),
-                executor=executor,
-                progress_bar_kwargs={"desc": name},
-            )
-        )
 
 
 def duration_of(source, row, samples):

@@ -4,6 +4,11 @@ from speechbrain_ee.brains.aed import EarlyExitAED
 from speechbrain_ee.brains.ctc import EarlyExitCTC
 from speechbrain_ee.brains.downstream import DownstreamBrain
 from speechbrain_ee.brains.downstream_ctc import DownstreamCTC
+from speechbrain_ee.brains.downstream_masks import (
+    DownstreamEnhancer,
+    DownstreamMasks,
+    DownstreamSeparator,
+)
 from speechbrain_ee.brains.downstream_utterance import (
     DownstreamClassifier,
     DownstreamVerifier,
@@ -14,6 +19,9 @@ __all__ = [
     "DownstreamBrain",
     "DownstreamCTC",
     "DownstreamClassifier",
+    "DownstreamEnhancer",
+    "DownstreamMasks",
+    "DownstreamSeparator",
     "DownstreamVerifier",
     "EarlyExitAED",
     "EarlyExitCTC",

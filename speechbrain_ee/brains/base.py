@@ -21,7 +21,8 @@ class RecipeBrain(sb.Brain):
     train_logger : TrainLogger, optional
         As ``speechbrain.utils.train_logger.FileTrainLogger``.
     select_by : str
-        The figure on dev, the lower the better, that chooses checkpoints.
+        The figure on dev that chooses checkpoints: the lower the better, unless
+        it is one of ``rising``.
     average : int
         How many of the best checkpoints are kept and averaged.
     **kwargs
@@ -29,6 +30,7 @@ class RecipeBrain(sb.Brain):
     """
 
     averaged: tuple[str, ...] = ()  # names of modules that are averaged
+    rising: frozenset[str] = frozenset()  # figures, the higher the better
 
     def __init__(
         self,
@@ -87,9 +89,15 @@ class RecipeBrain(sb.Brain):
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
                 meta={"epoch": epoch, **figures},
-                min_keys=[self.select_by],
+                **{f"{key}s": [name] for key, name in self.best.items()},
                 num_to_keep=self.average,
             )
+
+    @property
+    def best(self) -> dict[str, str]:
+        """What finds the best checkpoint: ``min_key`` or ``max_key``."""
+        rises = self.select_by in self.rising
+        return {"max_key" if rises else "min_key": self.select_by}
 
     def figures(self, loss: float) -> dict[str, float]:
         """What a subclass tells of a stage beside its loss.
@@ -102,7 +110,7 @@ class RecipeBrain(sb.Brain):
         Returns
         -------
         dict
-            Name to number; the lower the better, where ``select_by`` names it.
+            Name to number.
         """
         return {}
 
@@ -142,7 +150,7 @@ class RecipeBrain(sb.Brain):
         if self.checkpointer is None:
             return
         best = self.checkpointer.find_checkpoints(
-            min_key=self.select_by, max_num_checkpoints=self.average
+            **self.best, max_num_checkpoints=self.average
         )
         if best:
             for name in self.averaged:

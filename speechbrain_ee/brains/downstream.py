@@ -150,7 +150,23 @@ class DownstreamBrain(RecipeBrain):
         """
         states, frames = self.states(batch.to(self.device))
         features = self.modules.interface(states, frames)
-        return self.modules.downstream(features, frames)
+        more = self.downstream_inputs(batch)
+        return self.modules.downstream(features, frames, **more)
+
+    def downstream_inputs(self, batch) -> dict:
+        """What the task model wants to know beside features and frames.
+
+        Arguments
+        ---------
+        batch : PaddedBatch
+            As for ``states``.
+
+        Returns
+        -------
+        dict
+            Arguments of its ``forward``.
+        """
+        return {}
 
     def compute_objectives(self, predictions, batch, stage):
         """The loss of the task; outside training, errors too.
@@ -214,8 +230,23 @@ class DownstreamBrain(RecipeBrain):
         self.judged = []
 
     def figures(self, loss):
-        """Error rate of the whole set, in percent."""
-        return {"error_rate": _error_rate(self.judged)}
+        """As of ``summary``."""
+        return self.summary(self.judged)
+
+    def summary(self, rows: Sequence[Mapping]) -> dict[str, float]:
+        """The figures of utterances that were judged.
+
+        Arguments
+        ---------
+        rows : sequence of mapping
+            As ``judge`` gives them.
+
+        Returns
+        -------
+        dict
+            Name to number: ``error_rate``, in percent.
+        """
+        return {"error_rate": _error_rate(rows)}
 
     def predict(
         self,
@@ -360,7 +391,7 @@ class DownstreamBrain(RecipeBrain):
         pandas.DataFrame
             The traces, with one row per utterance.
         """
-        self.on_evaluate_start(min_key=self.select_by)
+        self.on_evaluate_start(**self.best)
         rows = self.judge_set(dataset, loader_kwargs, name)
         with dataset.output_keys_as(["id", *groups.values()]):
             items = {item["id"]: item for item in dataset}
@@ -378,7 +409,7 @@ class DownstreamBrain(RecipeBrain):
         if if_main_process():
             with replacing(Path(folder) / f"traces_{name}.csv") as file:
                 traces.to_csv(file, index=False, encoding="utf-8")
-        self.log({"set": name}, test_stats={"error_rate": _error_rate(rows)})
+        self.log({"set": name}, test_stats=self.summary(rows))
         return traces
 
 

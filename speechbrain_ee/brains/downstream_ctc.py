@@ -32,13 +32,16 @@ class DownstreamCTC(DownstreamBrain):
     ``speechbrain_ee.downstreams.labels``. The module ``downstream`` gives
     log-probabilities of shape (batch, time', labels) and numbers of frames.
 
-    An utterance is judged by its characters or phones; the token of its
-    language is judged apart, and alone where the reference has nothing else.
+    An utterance is judged by its characters or phones, or by its words; the
+    token of its language is judged apart, and alone where the reference has
+    nothing else.
 
     Arguments
     ---------
     label_encoder : CTCTextEncoder
         From ``make_label_encoder``.
+    count_words : bool
+        Whether errors are those of words, which characters spell.
     **kwargs
         Those of ``DownstreamBrain``.
 
@@ -48,9 +51,10 @@ class DownstreamCTC(DownstreamBrain):
         If the downstream was made for another number of labels.
     """
 
-    def __init__(self, label_encoder, **kwargs):
+    def __init__(self, label_encoder, count_words: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.label_encoder = label_encoder
+        self.count_words = count_words
         self.downstream = self.unwrapped["downstream"]
         if self.downstream.labels != len(label_encoder):
             raise ValueError(
@@ -121,6 +125,10 @@ class DownstreamCTC(DownstreamBrain):
             for labels in (hyp, ref)
         )
         row = {"id": name, "hyp": join_labels(hyp, unit), "ref": text}
+        if self.count_words:
+            said, spoken = (
+                join_labels(labels, unit).split() for labels in (said, spoken)
+            )
         if said:
             (found,) = wer_details_for_batch([name], [said], [spoken])
             row |= {"errors": found["num_edits"], "ref_len": len(said)}

@@ -391,7 +391,7 @@ class DownstreamVerifier(UtteranceBrain):
         pandas.DataFrame
             As from ``score``, with one row per trial.
         """
-        self.on_evaluate_start(min_key=self.select_by)
+        self.on_evaluate_start(**self.best)
         embeddings = self.embed(dataset, loader_kwargs, name)
         table = score(embeddings, self.trials[name])
         if if_main_process():

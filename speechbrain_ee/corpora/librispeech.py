@@ -319,13 +319,13 @@ def _record(folder, chapter):
         snr = chapter.snrs[order[index % len(order)]]
         # Of its own, so that the speech does not depend on the noise.
         rng = np.random.default_rng([chapter.seed, chapter.number, index])
-        wave = _speak(chapter.speaker, words)
+        wave = speak(chapter.speaker, words)
         pauses = rng.uniform(0.1, 0.3, 2) * SAMPLE_RATE
         wave = np.pad(wave, pauses.astype(int))
         noise = ""
         if snr is not None:
             noise = str(rng.choice(NOISES))
-            wave = mix(wave, _draw(noise, len(wave), rng), snr)
+            wave = mix(wave, draw_noise(noise, len(wave), rng), snr)
         file = folder / f"{name}.flac"
         audio_io.save(file, soften(wave), SAMPLE_RATE, subtype="PCM_16")
         lines.append(f"{name} {words}\n")
@@ -336,18 +336,57 @@ def _record(folder, chapter):
     return rows
 
 
-def _speak(speaker, words):
-    # eSpeak NG may spell words in capitals.
+def speak(speaker, words):
+    """Speaks words in capitals, which eSpeak NG alone may spell.
+
+    Arguments
+    ---------
+    speaker : Synthesizer
+        Who speaks.
+    words : str
+        What to say.
+
+    Returns
+    -------
+    numpy.ndarray
+        The waveform at 16 kHz, float32 of shape (samples,).
+
+    Example
+    -------
+    >>> speak(Synthesizer("en-us"), "HELLO").ndim
+    1
+    """
     return speaker(words.lower()).numpy()
 
 
-def _draw(noise, samples, rng):
-    """Draws noise of one kind."""
+def draw_noise(noise, samples, rng):
+    """Draws noise of one kind.
+
+    Arguments
+    ---------
+    noise : str
+        One of ``NOISES``: white, pink, brown, or babble, which is four people
+        talking at once in voices that no speaker has.
+    samples : int
+        How much of it.
+    rng : numpy.random.Generator
+        The source of randomness.
+
+    Returns
+    -------
+    numpy.ndarray
+        The noise, of shape (samples,) and of any level.
+
+    Example
+    -------
+    >>> draw_noise("babble", 16000, np.random.default_rng(0)).shape
+    (16000,)
+    """
     if noise in COLORS:
         return colored_noise(noise, samples, rng)
     words = random.Random(int(rng.integers(2**32)))
     talkers = [
-        _speak(Synthesizer(str(voice)), random_sentence(words))
+        speak(Synthesizer(str(voice)), random_sentence(words))
         for voice in rng.choice(CROWD, TALKERS, replace=False)
     ]
     return babble(talkers, samples, rng)

@@ -8,6 +8,8 @@ from speechbrain_ee.downstreams.labels import (
     make_label_encoder,
     split_labels,
 )
+from speechbrain_ee.downstreams.masks import MaskEstimator, MaskLoss
+from speechbrain_ee.downstreams.recurrent import PackedLSTM, RecurrentCTC
 from speechbrain_ee.downstreams.utterance import (
     SpeakerEmbedder,
     UtteranceClassifier,
@@ -16,6 +18,10 @@ from speechbrain_ee.downstreams.utterance import (
 __all__ = [
     "ConvTransformerCTC",
     "LinearCTC",
+    "MaskEstimator",
+    "MaskLoss",
+    "PackedLSTM",
+    "RecurrentCTC",
     "SpeakerEmbedder",
     "SpecAugment",
     "UtteranceClassifier",

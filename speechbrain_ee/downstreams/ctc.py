@@ -38,6 +38,8 @@ class SpecAugment(torch.nn.Module):
         How many masks over frames.
     time_share : float
         Widths are drawn below this share of the utterance.
+    time_width : int, optional
+        Widths are drawn below this, too, in frames.
 
     Example
     -------
@@ -54,6 +56,7 @@ class SpecAugment(torch.nn.Module):
         freq_width: int = 27,
         time_masks: int = 10,
         time_share: float = 0.05,
+        time_width: int | None = None,
     ):
         super().__init__()
         self.warp = Warping(time_warp) if time_warp else None
@@ -61,6 +64,7 @@ class SpecAugment(torch.nn.Module):
         self.freq_width = freq_width
         self.time_masks = time_masks
         self.time_share = time_share
+        self.time_width = time_width
 
     def forward(
         self, features: torch.Tensor, frames: torch.Tensor
@@ -86,9 +90,10 @@ class SpecAugment(torch.nn.Module):
                 part = self.warp(part)
             for _ in range(self.freq_masks):
                 part = mask_along_axis(part, self.freq_width, 0.0, axis=2)
+            widest = min(count, self.time_width or count)
             for _ in range(self.time_masks):
                 part = mask_along_axis(
-                    part, count, 0.0, axis=1, p=self.time_share
+                    part, widest, 0.0, axis=1, p=self.time_share
                 )
             features[row, :count] = part[0]
         return features

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 SAMPLE_RATE = 16000  # Hz, of the waveforms that corpora are prepared to
+_MULTIPLE = 1024 * 9 * 125  # samples; of all likely distances of frames
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,24 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
     def state_sizes(self) -> list[int]:
         """The width of each state, from the front end to the last layer."""
         return [self.output_size] * (self.num_layers + 1)
+
+    @property
+    def frame_shift(self) -> int:
+        """Samples from one frame to the next.
+
+        Raises
+        ------
+        ValueError
+            If that is no whole number.
+        """
+        counts = self.frames_of(torch.tensor([_MULTIPLE, 2 * _MULTIPLE]))
+        shift, rest = divmod(_MULTIPLE, int(counts[1] - counts[0]))
+        if rest:
+            raise ValueError(
+                f"{type(self).__name__} has no whole number of samples "
+                "between two frames."
+            )
+        return shift
 
     @property
     @abstractmethod

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechbrain_ee.corpora.librilight import make_librilight
+from speechbrain_ee.corpora.librimix import make_librimix
 from speechbrain_ee.corpora.librispeech import make_librispeech
 from speechbrain_ee.corpora.mlsuperb import make_mlsuperb
 from speechbrain_ee.corpora.tedlium import make_tedlium
 from speechbrain_ee.corpora.utterances import make_utterances
+from speechbrain_ee.corpora.voicebank import make_voicebank
+from speechbrain_ee.corpora.voxceleb import make_voxceleb
 from speechbrain_ee.corpora.voxpopuli import make_voxpopuli
 from tests.integration.recipes import LM, ROWS, SPLITS, check, run, trains
 from tests.unit.encoders.backbones import save_pretrained
@@ -43,6 +47,10 @@ def corpora(models):
     make_mlsuperb(folder / "ML-SUPERB", few)
     make_utterances(folder / "utterances")
     make_noise(folder / "musan")
+    make_librilight(folder / "LibriLight", 1, dev=2, test=2)
+    make_voxceleb(folder / "VoxCeleb1", 3)
+    make_voicebank(folder / "VoiceBank")
+    make_librimix(folder / "Libri2Mix")
     return folder
 
 

@@ -123,6 +123,19 @@ def test_text_and_language_are_judged_apart(encoder):
     assert fourth["language_errors"] == 0
 
 
+def test_words_can_be_counted_instead(encoder):
+    batch = PaddedBatch(list(dataset(encoder)))
+    batch.wrd = ["NO ONE", "[deu] NEIN O NEIN", "n e i n", "EIN"]
+    batch.unit = ["character"] * 2 + ["phone", "character"]
+    said = [[*"NE", "O", "N", "E"], ["[deu]", *"NEIN"], [*"nein"], []]
+    brain = make_brain(encoder, count_words=True)
+    rows = brain.judge(says(encoder, *said), batch)
+    assert [row["hyp"] for row in rows[:2]] == ["NEONE", "[deu] NEIN"]
+    counts = [(row["errors"], row["ref_len"]) for row in rows]
+    assert counts == [(2, 2), (2, 3), (0, 4), (1, 1)]
+    assert rows[1]["language_errors"] == 0
+
+
 def test_an_empty_hypothesis_is_all_deletions(encoder):
     rows = judge(encoder, [], [], [], [])
     assert [row["errors"] for row in rows] == [2, 4, 4, 1]

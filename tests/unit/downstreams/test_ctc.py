@@ -133,6 +133,11 @@ def test_masks_lie_within_real_frames_and_differ_between_utterances():
         # Ten masks of at most 5 % of 200 frames; two of at most 27 channels.
         assert 0 < frames[row].sum() <= 100
         assert channels[row].sum() <= 54
+    # Three masks of at most 7 frames, also of an utterance of 5.
+    few = SpecAugment(0, 0, 0, 3, 1.0, time_width=7)
+    hidden = few(features, torch.tensor([400, 5, 200, 200])) == 0
+    frames = hidden.all(dim=2).sum(dim=1)
+    assert (frames <= torch.tensor([21, 5, 21, 21])).all() and frames[0] > 0
     # A short utterance has no whole frame to hide.
     short = SpecAugment(0, 0, 0, 10, 0.05)(features, torch.tensor([19] * 4))
     assert (short == features).all()

@@ -160,3 +160,11 @@ def test_frames_of_counts_what_the_encoder_makes(upstream):
     for n, frames in zip(samples, upstream.encoder.frames_of(samples)):
         state = upstream.encoder.begin(torch.randn(1, int(n)))
         assert state.hidden.shape[1] == frames == state.frames
+
+
+def test_frames_are_as_far_apart_as_it_says(upstream):
+    encoder = upstream.encoder
+    shift = encoder.frame_shift
+    samples = torch.arange(16000, 16000 + 20 * shift, shift)
+    frames = encoder.frames_of(samples)
+    assert frames.diff().tolist() == [1] * 19

@@ -38,6 +38,8 @@ INTERFACES = {
     SingleLayer: "last_layer",
     WeightedSum: "weighted_sum",
 }
+# Blocks with other settings.
+VARIANTS = {"normalized_weighted_sum": WeightedSum}
 LEAST_LAYERS = {GroupedWeightedSum: 2, HierarchicalConv: 3}
 ANY_WIDTHS = {ConcatProjection, PCAConcat, SingleLayer}
 WIDTH = 32
@@ -71,7 +73,7 @@ def test_every_interface_has_a_row():
     classes = {one for one in public if isinstance(one, type)}
     assert classes - {LayerInterface} == set(INTERFACES)
     blocks = {path.stem for path in BLOCKS.glob("interfaces/*.yaml")}
-    assert blocks == set(INTERFACES.values())
+    assert blocks == {*INTERFACES.values(), *VARIANTS}
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4, 5, 13, 25])
@@ -518,7 +520,7 @@ model: !new:torch.nn.ModuleList
 """
 
 
-@pytest.mark.parametrize("block", [None, *INTERFACES.values()])
+@pytest.mark.parametrize("block", [None, *INTERFACES.values(), *VARIANTS])
 def test_a_yaml_holds_one_interface_and_any_block(block, tmp_path):
     hparams_file = tmp_path / "train.yaml"
     hparams_file.write_text(YAML)
@@ -531,7 +533,11 @@ def test_a_yaml_holds_one_interface_and_any_block(block, tmp_path):
     assert interface.input_sizes == (32, 32, 32, 32)
     assert hparams["modules"]["interface"] is interface
     assert hparams["model"][0] is interface
-    assert INTERFACES[type(interface)] == (block or "weighted_sum")
+    assert interface.normalize == (block in VARIANTS)
+    if block in VARIANTS:
+        assert type(interface) is VARIANTS[block]
+    else:
+        assert INTERFACES[type(interface)] == (block or "weighted_sum")
 
 
 @pytest.mark.parametrize(
