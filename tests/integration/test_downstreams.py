@@ -71,5 +71,5 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
         results = pd.read_csv(file)
         assert results[["value", "low", "high"]].notna().all(axis=None)
         report = (tmp_path / "report.md").read_text()
-        for row in results.itertuples():
-            assert f"| {row.metric} | {row.group} | {row.value:.2f} |" in report
+        for one in results.itertuples():
+            assert f"| {one.metric} | {one.group} | {one.value:.2f} |" in report
