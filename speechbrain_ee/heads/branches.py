@@ -155,7 +155,7 @@ class ClusterBranches(torch.nn.Module):
         check_layers(exit_layers, max(exit_layers, default=0))
         if num_clusters < 2:
             raise ValueError(
-                f"num_clusters: {num_clusters}, but a branch tells two at least."
+                f"num_clusters: {num_clusters}, there must be two at least."
             )
         self.exit_layers = list(exit_layers)
         self.input_size = input_size
@@ -287,8 +287,8 @@ def read_facts(folder: str | Path) -> dict:
     missing = [x for x in (FACTS, WEIGHTS) if not (folder / x).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"branches: {folder} holds no {' and no '.join(missing)}. {_TRAIN}, "
-            "and give its folder branches."
+            f"branches: {folder} holds no {' and no '.join(missing)}. "
+            f"{_TRAIN}, and give its folder branches."
         )
     return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
