@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-r"""Train the branches of DAISY (arXiv 2406.05464): behind each layer of a frozen
-upstream a linear head that tells clusters, whose entropy will say how deep to go.
+r"""Train the branches of DAISY (arXiv 2406.05464): behind each layer of a
+frozen upstream a linear head that tells clusters. The entropy of what it tells
+will decide how deep to go.
 
 No label of any task is read. The data is LibriSpeech, or any corpus in its
 layout, and further audio that CSVs with the columns ID, duration and wav list.

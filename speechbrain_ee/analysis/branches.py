@@ -173,15 +173,16 @@ class BranchReadings:
         if line is None:
             return []
         told = []
-        fall = -line.slope * (self.layers[-1] - self.layers[0])
+        change = line.slope * (self.layers[-1] - self.layers[0])
         spread = self.entropies.std(axis=0).mean()
-        if fall <= 0 or fall < spread:
+        if change >= 0 or -change < spread:
             told.append(
-                f"The entropy is flat over depth: from layer {self.layers[0]} "
-                f"to {self.layers[-1]} its line falls by {fall:.3g} nats, and "
-                f"utterances differ by {spread:.3g} (standard deviation). A "
-                "threshold then sorts utterances, and hardly finds a depth. "
-                "Train branches longer, or choose other targets."
+                f"The entropy does not fall enough with depth: from layer "
+                f"{self.layers[0]} to {self.layers[-1]} its line changes by "
+                f"{change:+.3g} nats, and utterances differ by {spread:.3g} "
+                "(standard deviation). A threshold then tells utterances "
+                "apart, but hardly finds a depth. Train branches longer, or "
+                "choose other targets."
             )
         exits = self.exits()
         if len(exits) > 1 and exits.std() >= np.std(self.layers):

@@ -28,9 +28,9 @@ class BranchBrain(RecipeBrain):
     """Training of cluster branches by cross-entropy; the upstream stays.
 
     The loss of branch k is the mean over frames of −ln p(cluster), and all are
-    trained in one pass (arXiv 2406.05464). Batches have ``sig``. The modules are
-    ``upstream``, a frozen LayerwiseEncoder that is kept in evaluation mode, and
-    ``branches``, a ClusterBranches.
+    trained in one pass (arXiv 2406.05464). Batches have ``sig``. The modules
+    are ``upstream``, a frozen LayerwiseEncoder that is kept in evaluation mode,
+    and ``branches``, a ClusterBranches.
 
     Arguments
     ---------
