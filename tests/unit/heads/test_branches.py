@@ -61,18 +61,21 @@ def test_each_branch_reads_its_own_state():
         branches(states[:1])
 
 
-@pytest.mark.parametrize("scale", [1, 100])
-def test_entropy_is_that_of_the_definition(scale):
-    hidden = scale * torch.randn(2, 6, 16)
+@pytest.mark.parametrize("scale", [0.1, 1, 100])
+@pytest.mark.parametrize("shift", [0, 15, -50, 300])
+def test_entropy_is_that_of_the_definition(scale, shift):
+    hidden = scale * torch.randn(2, 6, 16, generator=torch.manual_seed(5))
     frames = torch.tensor([6, 3])
     output = make_branches().read(hidden, frames, 1)
+    output.logits += shift
     expected = [
         torch.stack([entropy(x) for x in row[:n]]).mean()
         for row, n in zip(output.log_probs, frames)
     ]
     found = get_score("entropy")(output)
-    torch.testing.assert_close(found.double(), torch.stack(expected))
-    assert (output.frame_entropies >= 0).all()
+    expected = torch.stack(expected).float()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (output.frame_entropies >= -1e-5).all()
 
 
 @pytest.mark.parametrize("ruled_out", [-1e4, -1e30, -math.inf])
@@ -93,6 +96,8 @@ def test_what_is_no_number_is_never_confident():
     values = score(BranchOutput(logits, torch.tensor([3, 3]), 1))
     assert values.isnan().tolist() == [True, False]
     assert score.is_confident(values, 99.0).tolist() == [False, True]
+    none = BranchOutput(torch.zeros(1, 0, 4), torch.tensor([0]), 1)
+    assert score(none).isnan().all()
 
 
 @pytest.mark.parametrize(
