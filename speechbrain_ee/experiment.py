@@ -15,10 +15,15 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataio import load_data_csv, read_audio
-from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.dataset import (
+    DynamicItemDataset,
+    FilteredSortedDynamicItemDataset,
+)
 from speechbrain.dataio.encoder import CategoricalEncoder, CTCTextEncoder
 from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.logger import get_logger
 
+from speechbrain_ee.analysis.branches import write_branch_report
 from speechbrain_ee.analysis.calibration import calibrated_thresholds
 from speechbrain_ee.analysis.contributions import (
     layer_contributions,
@@ -33,8 +38,12 @@ from speechbrain_ee.downstreams.labels import (
 )
 from speechbrain_ee.encoders.base import SAMPLE_RATE
 from speechbrain_ee.exits import ExitSelector
+from speechbrain_ee.feature_cache import describe_upstream
+from speechbrain_ee.heads import save_branches
 from speechbrain_ee.inference.export import write_inference
 from speechbrain_ee.overrides import resolve_overrides
+
+logger = get_logger(__name__)
 
 
 def load_experiment(
@@ -476,6 +485,99 @@ def make_speech_dataset(
         )
 
     return DynamicItemDataset(data, [read], ["id", "sig"])
+
+
+def hours_of(dataset: DynamicItemDataset) -> float:
+    """How much speech there is.
+
+    Arguments
+    ---------
+    dataset : DynamicItemDataset
+        As of ``make_speech_dataset``.
+
+    Returns
+    -------
+    float
+        In hours, to some seconds.
+    """
+    samples = sum(x["stop"] - x["start"] for x in dataset.data.values())
+    return round(samples / SAMPLE_RATE / 3600, 3)
+
+
+def evaluate_branches(
+    brain,
+    train: DynamicItemDataset,
+    valid: DynamicItemDataset,
+    output_folder: str | Path,
+    facts: Mapping,
+    loader_kwargs: Mapping,
+    most: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Measure trained branches, keep them, and write their report.
+
+    Writes the folder ``branches`` (see ``heads.branches``), whose
+    ``branches.json`` has under ``train`` and ``valid`` what was measured, and
+    the files of ``analysis.branches.write_branch_report``.
+
+    Arguments
+    ---------
+    brain : BranchBrain
+        Trained, with the best checkpoint loaded.
+    train : DynamicItemDataset
+        It was trained on.
+    valid : DynamicItemDataset
+        That chose the checkpoint.
+    output_folder : str or Path
+        Of the run. A run with ``--debug`` writes into its folder ``debug``.
+    facts : mapping
+        Of the training, for ``branches.json``.
+    loader_kwargs : mapping
+        Of the data loaders.
+    most : int, optional
+        How many utterances of ``train`` are measured (default: all).
+    seed : int
+        Of their choice.
+
+    Returns
+    -------
+    Path
+        The folder of the branches.
+    """
+    chance = torch.Generator().manual_seed(seed)
+    drawn = sorted(torch.randperm(len(train), generator=chance)[:most].tolist())
+    sets = {
+        "train": FilteredSortedDynamicItemDataset(
+            train, [train.data_ids[row] for row in drawn]
+        ),
+        "valid": valid,
+    }
+    readings = {
+        name: brain.measure(dataset, loader_kwargs, name)
+        for name, dataset in sets.items()
+    }
+    output_folder = _folder_of(brain, Path(output_folder))
+    folder = output_folder / "branches"
+    facts = {
+        "upstream": describe_upstream(brain.upstream, brain.device),
+        "steps": brain.optimizer_step,
+        **facts,
+        **{name: one.facts() for name, one in readings.items()},
+    }
+    run_on_main(save_branches, [folder, brain.branches, facts])
+    about = (
+        f"Targets: {facts['targets']} ({brain.branches.num_clusters} "
+        "clusters). Entropies in nats: mean over the real frames of an "
+        "utterance, then over utterances; nothing is masked."
+    )
+    run_on_main(_report_branches, [output_folder, readings, about])
+    return folder
+
+
+def _report_branches(output_folder, readings, about):
+    """Write the report, and say aloud what it warns of."""
+    for warning in write_branch_report(output_folder, readings, about):
+        logger.warning(warning)
 
 
 def evaluate_and_export(

@@ -34,7 +34,11 @@ from speechbrain_ee.clusters import (
     labels_per_frame,
 )
 from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
-from speechbrain_ee.experiment import load_experiment, make_speech_dataset
+from speechbrain_ee.experiment import (
+    hours_of,
+    load_experiment,
+    make_speech_dataset,
+)
 
 BLOCKS = Path(__file__).resolve().parents[2] / "hparams"
 
@@ -119,14 +123,13 @@ if __name__ == "__main__":
         min_key="loss",
         test_loader_kwargs=hparams["valid_dataloader_opts"],
     )
-    samples = sum(x["stop"] - x["start"] for x in train.data.values())
     run_on_main(
         save_hubert,
         [Path(hparams["output_folder"]) / "hubert", hparams["model"], clusters],
         {
             "facts": {
                 "utterances": len(train),
-                "hours": round(samples / 16000 / 3600, 3),
+                "hours": hours_of(train),
                 "splits": hparams["train_splits"],
                 "extra_csvs": [Path(x).name for x in hparams["extra_csvs"]],
                 "targets": source,

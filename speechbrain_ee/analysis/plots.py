@@ -430,6 +430,68 @@ def draw_contributions(
     return figure
 
 
+def draw_entropy_by_layer(
+    tables: Mapping[str, pd.DataFrame],
+    lines: Mapping[str, tuple[float, float, float]],
+    title: str = "",
+) -> Figure:
+    """Mean entropy of branches against the layer, with straight lines.
+
+    Arguments
+    ---------
+    tables : mapping
+        Name of a set to what its branches say: the columns layer, mean_entropy
+        and sd_entropy.
+    lines : mapping
+        Name of a set to slope, intercept and R² of a line through the means.
+    title : str
+        Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> table = pd.DataFrame({"layer": [1, 2], "mean_entropy": [3.0, 2.0]})
+    >>> tables = {"dev": table.assign(sd_entropy=0.5)}
+    >>> figure = draw_entropy_by_layer(tables, {"dev": (-1.0, 4.0, 1.0)})
+    >>> figure.axes[0].get_legend().get_texts()[0].get_text()
+    'dev: 4.00 − 1.000 per layer, R² = 1.000'
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for colour, (name, table) in zip(_cycle(), tables.items()):
+        slope, intercept, r2 = lines[name]
+        layers = table["layer"]
+        axes.errorbar(
+            *(layers, table["mean_entropy"]),
+            yerr=table["sd_entropy"],
+            fmt="o",
+            color=colour,
+            capsize=3,
+            markersize=5,
+            linewidth=1,
+        )
+        sign = "+" if slope > 0 else "\N{MINUS SIGN}"
+        axes.plot(
+            *(layers, intercept + slope * layers),
+            color=colour,
+            linewidth=1.4,
+            label=f"{name}: {intercept:.2f} {sign} {abs(slope):.3f} per layer, "
+            f"R² = {r2:.3f}",
+        )
+        axes.set_xticks(layers)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("mean entropy (nats), ± sd over utterances")
+    axes.set_ylim(bottom=0)
+    axes.set_title(title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def draw_noise(table: pd.DataFrame, title: str = "") -> Figure:
     """Mean exit and error rate against the signal-to-noise ratio.
 

@@ -95,6 +95,7 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         config: dict | None = None,
     ):
         super().__init__()
+        self.source = source
         settings = {
             "layerdrop": 0.0,
             "apply_spec_augment": apply_spec_augment,
