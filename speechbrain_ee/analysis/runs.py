@@ -36,6 +36,7 @@ _UPSTREAMS = {
 # What interfaces are called in tables, and the options that their blocks have.
 _INTERFACES = {
     "WeightedSum": ("WS", {"normalize": False}),
+    "PerExitWeightedSum": ("WS per exit", {"normalize": False}),
     "HierarchicalConv": ("HConv", {"kernel_size": 5, "stride": 3}),
     "CLSPooling": ("CLS", {"num_layers": 1, "nhead": 8}),
     "GroupedWeightedSum": ("Grouped WS", {"num_groups": 2}),

@@ -1,6 +1,12 @@
 """Heads: what is read out of an encoder state, as an ``ExitOutput``."""
 
 from speechbrain_ee.heads.attention import AttentionDecoder, AttentionHeads
+from speechbrain_ee.heads.branches import (
+    BranchOutput,
+    ClusterBranches,
+    load_branches,
+    save_branches,
+)
 from speechbrain_ee.heads.clusters import ClusterHead
 from speechbrain_ee.heads.ctc import CTCHeads
 from speechbrain_ee.heads.output import AttentionOutput, ExitOutput
@@ -11,7 +17,11 @@ __all__ = [
     "AttentionHeads",
     "AttentionOutput",
     "BeamSearch",
+    "BranchOutput",
     "CTCHeads",
+    "ClusterBranches",
     "ClusterHead",
     "ExitOutput",
+    "load_branches",
+    "save_branches",
 ]
