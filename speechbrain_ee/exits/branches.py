@@ -281,9 +281,7 @@ class BranchExits:
             "highest_score": seen.max().item(),
             "mean_scores": named,
             "thresholds": thresholds,
-            "training_exits": {
-                k: int((taken == k).sum()) for k in self._layers
-            },
+            "training_exits": counts,
             "mean_training_exit": mean_exit,
             "window": window,
         }
