@@ -257,7 +257,7 @@ class DownstreamBrain(RecipeBrain):
                 *(dataset, loader_kwargs, "exits", [exits.score], layers)
             )
             values = table[exits.score.name].to_numpy()
-            exits.learn(torch.from_numpy(values).view(-1, len(layers)))
+            exits.learn(torch.tensor(values).view(-1, len(layers)))
         exits.write(path)
 
     def branch_scores(
@@ -393,19 +393,19 @@ class DownstreamBrain(RecipeBrain):
             """Utterances that leave at an exit."""
             groups.append((rows, states))
             if not training:
-                self._note(output, selector.scores)
+                values = {
+                    f"branch_{one.name}": one(output).tolist()
+                    for one in selector.scores
+                }
+                self._note(output.ids, output.exit_layer, values)
 
         if rule is None:
             fixed = isinstance(self.exits, FixedLayer)
             states, frames = self.states(
                 batch, self.exits.layer if fixed else None
             )
-            layer = len(states) - 1
-            for name in batch.id:
-                self.departures[name] = {
-                    "exit_layer": layer,
-                    "layers_run": layer,
-                }
+            if not training:
+                self._note(batch.id, len(states) - 1)
             return [(torch.arange(len(frames)), states)], frames
         layers, selector = rule
         if self.cache is None and not training:
@@ -443,13 +443,12 @@ class DownstreamBrain(RecipeBrain):
             return None
         return self.exits.exit_layers(training), self.exits.selector(training)
 
-    def _note(self, output, scores):
+    def _note(self, ids, layer, values=MappingProxyType({})):
         """Keep where utterances left, and what the branch said there."""
-        values = {f"branch_{one.name}": one(output).tolist() for one in scores}
-        for row, name in enumerate(output.ids):
+        for row, name in enumerate(ids):
             self.departures[name] = {
-                "exit_layer": output.exit_layer,
-                "layers_run": output.exit_layer,
+                "exit_layer": layer,
+                "layers_run": layer,
                 **{column: found[row] for column, found in values.items()},
             }
 

@@ -136,6 +136,7 @@ class BranchExits:
         self.window = window
         self.layers = None if layers is None else list(layers)
         self.in_training = in_training
+        self.settings = None  # which statistics are found with, see ``prepare``
         self.statistics = None  # what is found on the training set
 
     def prepare(self, branches: ClusterBranches) -> None:
@@ -169,7 +170,7 @@ class BranchExits:
         digest = hashlib.sha256()
         for key, x in branches.state_dict().items():
             digest.update(key.encode() + x.detach().cpu().numpy().tobytes())
-        self.settings = {
+        settings = {
             "score": self.score.definition,
             "threshold": self._thresholds,
             "scale": self.scale,
@@ -178,7 +179,8 @@ class BranchExits:
             "exit_layers": self._layers,
             "branches": digest.hexdigest(),
         }
-        self.statistics = None
+        if settings != self.settings:
+            self.settings, self.statistics = settings, None
 
     @property
     def thresholds(self) -> dict[int, float]:
@@ -245,9 +247,9 @@ class BranchExits:
         ValueError
             If no score of the set is a number.
         """
-        values = values.double()
         finite = values.isfinite()
-        means = torch.where(finite, values, 0.0).sum(0) / finite.sum(0)
+        total = values.double().masked_fill(~finite, 0.0).sum(dim=0)
+        means = total / finite.sum(dim=0)
         named = dict(zip(self._layers, means.tolist()))
         named = {k: mean for k, mean in named.items() if math.isfinite(mean)}
         if not named:
