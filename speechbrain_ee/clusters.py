@@ -168,9 +168,32 @@ class ClusterTargets(torch.nn.Module):
         self.subsampling = subsampling
         self.requires_grad_(False).eval()
 
+    @property
+    def num_clusters(self) -> int:
+        """How many clusters there are."""
+        return len(self.clusters)
+
     def train(self, mode: bool = True):
         """Evaluation mode stays on."""
         return super().train(False)
+
+    @torch.no_grad()
+    def label(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The clusters of states that are there already.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            States of ``layer``, of shape (batch, time, channel).
+
+        Returns
+        -------
+        torch.Tensor
+            int64 of shape (batch, labels).
+        """
+        return self.clusters(
+            hidden[:, self.subsampling // 2 :: self.subsampling]
+        )
 
     @torch.no_grad()
     def forward(
@@ -194,8 +217,7 @@ class ClusterTargets(torch.nn.Module):
         """
         (hidden,), frames = self.upstream(wavs, wav_lens, layers=[self.layer])
         middle, step = self.subsampling // 2, self.subsampling
-        labels = self.clusters(hidden[:, middle::step])
-        return labels, (frames - middle + step - 1) // step
+        return self.label(hidden), (frames - middle + step - 1) // step
 
 
 def labels_per_frame(

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -104,7 +104,7 @@ class FeatureCache:
         self.dtype = np.dtype(dtype)
         self.device = device
         self.sizes = upstream.state_sizes
-        self.upstream_facts = _facts(upstream, device)
+        self.upstream_facts = describe_upstream(upstream, device)
         self._where = {}  # id -> (record, offset, done, features)
 
     def fill(
@@ -379,11 +379,33 @@ class FeatureCache:
         return cast
 
 
-def _facts(upstream, device):
+def describe_upstream(
+    upstream: LayerwiseEncoder, device: str | torch.device = "cpu"
+) -> dict:
     """What decides the states: weights, and what they make of a known sound.
 
     Settings that no weight shows, such as the normalisation of waveforms, are
     heard in the probe.
+
+    Arguments
+    ---------
+    upstream : LayerwiseEncoder
+        In evaluation mode.
+    device : str or torch.device
+        Where it is.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: ``class``, ``state_sizes``, ``weights`` (a digest) and
+        ``probe`` (figures of each state).
+
+    Example
+    -------
+    >>> from speechbrain_ee.encoders import FilterbankEncoder
+    >>> facts = describe_upstream(FilterbankEncoder())
+    >>> facts["state_sizes"], len(facts["weights"])
+    ([240], 64)
     """
     digest = hashlib.sha256()
     for key, x in upstream.state_dict().items():
@@ -405,16 +427,45 @@ def _facts(upstream, device):
     }
 
 
-def _difference(before, now):
-    """The first thing that differs between two indices, in words."""
+def upstream_difference(before: Mapping, now: Mapping) -> str | None:
+    """The first thing that differs between two upstreams, in words.
+
+    Arguments
+    ---------
+    before : mapping
+        From ``describe_upstream``.
+    now : mapping
+        The same, of another or of the same.
+
+    Returns
+    -------
+    str or None
+        None where all states are the same.
+
+    Example
+    -------
+    >>> from speechbrain_ee.encoders import FilterbankEncoder
+    >>> one = describe_upstream(FilterbankEncoder())
+    >>> other = describe_upstream(FilterbankEncoder(deltas=False))
+    >>> upstream_difference(one, other)
+    "the upstream's state sizes differ"
+    """
     for key in ("class", "state_sizes", "weights"):
-        if before["upstream"][key] != now["upstream"][key]:
+        if before[key] != now[key]:
             return f"the upstream's {key.replace('_', ' ')} differ"
-    probes = (np.array(one["upstream"]["probe"]) for one in (before, now))
+    probes = (np.array(one["probe"]) for one in (before, now))
     if not np.allclose(*probes, rtol=1e-3, atol=1e-4):
         return (
             "the upstream's settings differ: it hears the same sound otherwise"
         )
+    return None
+
+
+def _difference(before, now):
+    """The first thing that differs between two indices, in words."""
+    difference = upstream_difference(before["upstream"], now["upstream"])
+    if difference is not None:
+        return difference
     if before["dtype"] != now["dtype"]:
         return f"dtype was {before['dtype']}, now it is {now['dtype']}"
     if len(before["utterances"]) != len(now["utterances"]):

@@ -21,13 +21,10 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ee.exits.nbest import ctc_nbest
-from speechbrain_ee.heads.output import AttentionOutput, ExitOutput
+from speechbrain_ee.heads.output import LOWEST, AttentionOutput, ExitOutput
 from speechbrain_ee.overrides import nearest
 
 SCORES: dict[str, Callable[..., torch.Tensor]] = {}
-
-# Stands for log(0) where a product with p = 0 must be 0.
-_LOWEST = torch.finfo(torch.float32).min
 
 
 def score(
@@ -268,7 +265,7 @@ def frame_entropy(
     >>> frame_entropy(ExitOutput(log_probs, torch.tensor([3]), 2))
     tensor([1.3863])
     """
-    vocabulary = output.log_probs.shape[-1]
+    vocabulary = output.given.shape[-1]
     divisors = {
         "nats": 1.0,
         "vocabulary": vocabulary,
@@ -279,10 +276,10 @@ def frame_entropy(
             f"unknown normalization {normalization!r} of the entropy; "
             f"there are {', '.join(divisors)}"
         )
-    log_probs = output.log_probs.clamp(min=_LOWEST)
-    # Not vecdot, which autocast does in half precision.
-    negative = (log_probs.exp() * log_probs).sum(dim=-1)
-    return -_mean_over_frames(negative, output) / divisors[normalization]
+    return (
+        _mean_over_frames(output.frame_entropies, output)
+        / divisors[normalization]
+    )
 
 
 @score("max_probability", higher_is_confident=True)
@@ -467,7 +464,7 @@ def kl_to_previous(output: ExitOutput) -> torch.Tensor:
         return _no_evidence(output)
     probs = output.log_probs.exp()
     before = output.previous.log_probs.masked_fill(probs == 0, 0.0)
-    log_ratio = output.log_probs.clamp(min=_LOWEST) - before
+    log_ratio = output.log_probs.clamp(min=LOWEST) - before
     divergence = (probs * log_ratio).sum(dim=-1)
     return _mean_over_frames(divergence, output).masked_fill(
         has_nan(output.previous), math.nan
@@ -531,7 +528,7 @@ def token_entropy(output: AttentionOutput) -> torch.Tensor:
         Values of shape (batch,).
     """
     _check_searched(output, "token_entropy")
-    log_probs = output.token_log_probs.clamp(min=_LOWEST)
+    log_probs = output.token_log_probs.clamp(min=LOWEST)
     entropies = -(log_probs.exp() * log_probs).sum(dim=-1)
     counts = torch.tensor(
         [len(one) + 1 for one in output.hypotheses], device=entropies.device

@@ -7,7 +7,11 @@ from speechbrain_ee.heads.branches import (
     load_branches,
     save_branches,
 )
-from speechbrain_ee.heads.clusters import ClusterHead
+from speechbrain_ee.heads.clusters import (
+    ClusterHead,
+    HeadTargets,
+    load_cluster_head,
+)
 from speechbrain_ee.heads.ctc import CTCHeads
 from speechbrain_ee.heads.output import AttentionOutput, ExitOutput
 from speechbrain_ee.heads.search import BeamSearch
@@ -22,6 +26,8 @@ __all__ = [
     "ClusterBranches",
     "ClusterHead",
     "ExitOutput",
+    "HeadTargets",
     "load_branches",
+    "load_cluster_head",
     "save_branches",
 ]

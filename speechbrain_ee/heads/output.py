@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from speechbrain_ee.heads.attention import AttentionHeads
 
 
+# Stands for log(0) where a product with p = 0 must be 0.
+LOWEST = torch.finfo(torch.float32).min
+
+
 @dataclass
 class ExitOutput:
     """The reading of one exit for the utterances that are still running.
@@ -63,18 +67,32 @@ class ExitOutput:
         """The number of utterances."""
         return len(self.frames)
 
+    @property
+    def given(self) -> torch.Tensor:
+        """What the head gave, of shape (batch, time, vocabulary)."""
+        return self.log_probs
+
     @cached_property
     def frames_on_device(self) -> torch.Tensor:
-        """``frames`` beside the log-probabilities, int64 of shape (batch,)."""
-        return self.frames.to(self.log_probs.device)
+        """``frames`` beside what the head gave, int64 of shape (batch,)."""
+        return self.frames.to(self.given.device)
 
     @cached_property
     def mask(self) -> torch.Tensor:
         """True at real frames, of shape (batch, time)."""
-        time = torch.arange(
-            self.log_probs.shape[1], device=self.log_probs.device
-        )
+        time = torch.arange(self.given.shape[1], device=self.given.device)
         return time < self.frames_on_device[:, None]
+
+    @cached_property
+    def frame_entropies(self) -> torch.Tensor:
+        """Entropy of the labels at each frame in nats, of shape (batch, time).
+
+        A label of no probability adds nothing. What padded frames have means
+        nothing.
+        """
+        log_probs = self.log_probs.clamp(min=LOWEST)
+        # Not vecdot, which autocast does in half precision.
+        return -(log_probs.exp() * log_probs).sum(dim=-1)
 
     @cached_property
     def greedy(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from speechbrain_ee.corpora.tedlium import make_tedlium
 from speechbrain_ee.corpora.utterances import make_utterances
 from speechbrain_ee.corpora.voxpopuli import make_voxpopuli
 from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
+from speechbrain_ee.feature_cache import describe_upstream
 from speechbrain_ee.heads import ClusterBranches, save_branches
 from tests.integration.recipes import LM, ROWS, SPLITS, check, run, trains
 from tests.unit.encoders.backbones import save_pretrained
@@ -29,7 +30,8 @@ def models(tmp_path_factory):
     branches = ClusterBranches(range(1, 7), upstream.output_size, 8)
     for weight in branches.parameters():  # else all clusters are as likely
         torch.nn.init.normal_(weight)
-    save_branches(folder / "branches", branches, {})
+    facts = {"upstream": describe_upstream(upstream)}
+    save_branches(folder / "branches", branches, facts)
     # In the order of most models for English.
     vocab = ["<pad>", "<s>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
     path = folder / "models" / "wav2vec2-ctc"

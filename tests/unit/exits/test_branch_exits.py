@@ -128,13 +128,15 @@ def test_exits_between_two_of_the_chosen_layers(branches):
     assert exits.exit_layers(training=False) == [1, 3]
 
 
-def readings(branches, batch=5, time=7):
-    """What branches of large weights say, one utterance shorter."""
+def readings(branches, batch=5, time=7, padding=0.0):
+    """What branches of large weights say, the last utterance shorter."""
+    torch.manual_seed(1)
     with torch.no_grad():
         for weight in branches.parameters():
             weight.normal_()
     frames = torch.tensor([time] * (batch - 1) + [time - 3])
     states = torch.randn(4, batch, time, 8)
+    states[:, -1, time - 3 :] = padding
     return [
         branches.read(state, frames, k) for k, state in enumerate(states, 1)
     ]
@@ -162,16 +164,19 @@ def test_exits_are_those_of_the_statistics(branches, name):
         assert taken[row] == first
 
 
-def test_padding_never_enters(branches):
-    outputs = readings(branches)
-    exits = learnt(branches, scale=1.0)
-    selector = exits.selector(training=True)
-    before = exits_taken(selector, outputs), selector.score(outputs[0])
-    for output in outputs:
-        output.log_probs[-1, 4:] = math.nan
-    after = exits_taken(selector, outputs), selector.score(outputs[0])
-    assert torch.equal(before[0], after[0])
-    assert torch.equal(before[1], after[1])
+@pytest.mark.parametrize("name", ["entropy", "max_probability", "margin"])
+@pytest.mark.parametrize("padding", [math.nan, 1e6])
+def test_padding_never_enters(branches, name, padding):
+    score, found = get_score(name), []
+    for behind in (0.0, padding):
+        outputs = readings(branches, padding=behind)
+        values = torch.stack([score(output) for output in outputs], dim=1)
+        exits = learnt(branches, values, score=name, scale=1.0)
+        taken = exits_taken(exits.selector(training=True), outputs)
+        found.append((values, taken))
+    assert found[0][0].isfinite().all()
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_a_cluster_of_no_probability_leaves_the_entropy_finite(branches):
