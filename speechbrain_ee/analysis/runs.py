@@ -301,7 +301,7 @@ def _class(node) -> str:
 
 def _exits(node) -> list[str]:
     """Where utterances leave an upstream, if not at its last layer."""
-    if node is None or _class(node) == "NeverLeave":
+    if _class(node) == "NeverLeave" or node is None or node == {}:
         return []
     options = dict(node) if _is_map(node) else {"": node}
     name = _class(node) or str(options.pop("selector", "BranchExits"))

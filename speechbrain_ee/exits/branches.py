@@ -428,8 +428,9 @@ def get_exits(spec) -> BranchExits | ExitSelector | None:
     Arguments
     ---------
     spec : BranchExits, ExitSelector, str, Mapping or None
-        Exits that are made already; None for full depth; what ``get_selector``
-        takes; or a mapping with the arguments of ``BranchExits``.
+        Exits that are made already; what ``get_selector`` takes; a mapping with
+        the arguments of ``BranchExits``; None or an empty mapping, which the
+        command line can add to, for full depth.
 
     Returns
     -------
@@ -447,14 +448,16 @@ def get_exits(spec) -> BranchExits | ExitSelector | None:
     >>> get_exits({"selector": "fixed", "layer": 6}).layer
     6
     """
-    if spec is None or isinstance(spec, BranchExits | ExitSelector):
+    if isinstance(spec, BranchExits | ExitSelector):
         return spec
+    if spec is None or spec == {}:
+        return None
     try:
         if isinstance(spec, Mapping) and "selector" not in spec:
             return BranchExits(**spec)
         return get_selector(spec)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"exits: {spec} cannot be used: {error} Name a block of "
+            f"exits: {spec} cannot be used ({error}). Name a block of "
             "hparams/exits, or give options of BranchExits."
         ) from error

@@ -224,6 +224,7 @@ def test_a_block_of_upstreams_has_the_papers_name(block, tmp_path):
     ("exits", "told"),
     [
         ("null", "WS"),
+        ("{}", "WS"),
         ("!new:speechbrain_ee.exits.NeverLeave", "WS"),
         ("{selector: fixed, layer: 6}", "WS, fixed layer 6"),
         (
@@ -238,14 +239,13 @@ def test_a_block_of_upstreams_has_the_papers_name(block, tmp_path):
         ),
         (
             "{threshold: 0.5, score: margin}",
-            "WS, DAISY threshold 0.5 score mar",
+            "WS, DAISY threshold 0.5 score margin",
         ),
     ],
 )
 def test_exits_are_another_model(exits, told, tmp_path):
     run = write_run(tmp_path / "run", error(30), f"lid\nexits: {exits}")
-    assert describe_downstream(run).interface.startswith(told)
-    assert ("," in describe_downstream(run).interface) == ("," in told)
+    assert describe_downstream(run).interface == told
 
 
 def test_a_larger_downstream_is_another_model(tmp_path):

@@ -301,7 +301,8 @@ def test_layers_without_a_branch():
 
 def test_what_the_key_exits_takes():
     made = BranchExits(threshold=0.5)
-    assert get_exits(made) is made and get_exits(None) is None
+    assert get_exits(made) is made
+    assert get_exits(None) is None and get_exits({}) is None
     assert isinstance(get_exits("never"), NeverLeave)
     assert get_exits({"threshold": 0.5}).threshold == 0.5
     assert get_exits({"selector": "patience"}).patience == 2
