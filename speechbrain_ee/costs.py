@@ -11,7 +11,7 @@ Authors
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from speechbrain_ee.encoders import EncoderState, LayerwiseEncoder
-from speechbrain_ee.heads import CTCHeads
+from speechbrain_ee.heads import ClusterBranches, CTCHeads
 
 _LENGTHS = (32, 48, 64)
 
@@ -31,8 +31,10 @@ class ExitCosts:
     ---------
     encoder : LayerwiseEncoder
         Its layers are counted one by one, up to the last exit.
-    heads : CTCHeads
+    heads : CTCHeads or ClusterBranches
         Its exits; an exit also pays for the heads read on the way.
+    exit_layers : sequence of int, optional
+        Those of the exits that are read (default: all).
 
     Example
     -------
@@ -48,12 +50,18 @@ class ExitCosts:
     True
     """
 
-    def __init__(self, encoder: LayerwiseEncoder, heads: CTCHeads):
+    def __init__(
+        self,
+        encoder: LayerwiseEncoder,
+        heads: CTCHeads | ClusterBranches,
+        exit_layers: Sequence[int] | None = None,
+    ):
+        exit_layers = heads.exit_layers if exit_layers is None else exit_layers
         total = np.zeros(3)
         self._coefficients = {}
-        for layer in range(1, heads.exit_layers[-1] + 1):
+        for layer in range(1, max(exit_layers) + 1):
             total = total + self._count_step(encoder, layer)
-            if layer in heads.exit_layers:
+            if layer in exit_layers:
                 total = total + self._count_head(encoder, heads, layer)
                 self._coefficients[layer] = total
 
@@ -95,7 +103,7 @@ class ExitCosts:
         def read(time):
             """The head on so many frames."""
             hidden = torch.zeros(1, time, encoder.output_size, device=device)
-            return lambda: heads.logits(hidden, layer)
+            return lambda: heads.read(hidden, torch.tensor([time]), layer)
 
         return _quadratic(read)
 

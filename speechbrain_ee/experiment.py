@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
@@ -20,7 +21,7 @@ from speechbrain.dataio.dataset import (
     FilteredSortedDynamicItemDataset,
 )
 from speechbrain.dataio.encoder import CategoricalEncoder, CTCTextEncoder
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_ee.analysis.branches import write_branch_report
@@ -30,7 +31,11 @@ from speechbrain_ee.analysis.contributions import (
     write_contributions,
 )
 from speechbrain_ee.analysis.report import write_report
-from speechbrain_ee.analysis.results import write_results, write_results_report
+from speechbrain_ee.analysis.results import (
+    exit_results,
+    write_results,
+    write_results_report,
+)
 from speechbrain_ee.downstreams.labels import (
     make_class_encoder,
     make_label_encoder,
@@ -39,6 +44,7 @@ from speechbrain_ee.downstreams.labels import (
 from speechbrain_ee.encoders.base import SAMPLE_RATE
 from speechbrain_ee.exits import ExitSelector
 from speechbrain_ee.feature_cache import describe_upstream
+from speechbrain_ee.files import replacing
 from speechbrain_ee.heads import save_branches
 from speechbrain_ee.inference.export import write_inference
 from speechbrain_ee.overrides import resolve_overrides
@@ -649,6 +655,33 @@ def evaluate_and_export(
     return folder
 
 
+def fit_downstream_parts(
+    brain,
+    train: DynamicItemDataset,
+    output_folder: str | Path,
+    loader_kwargs: Mapping,
+) -> None:
+    """What is found on the training set before a task model is trained.
+
+    Components of the interface, and the statistics of exits, which are written
+    to ``exits.json`` too; each where there is such a thing.
+
+    Arguments
+    ---------
+    brain : DownstreamBrain
+        Not trained yet.
+    train : DynamicItemDataset
+        To train on.
+    output_folder : str or Path
+        Of the run. A run with ``--debug`` writes into its folder ``debug``.
+    loader_kwargs : mapping
+        Of the data loader.
+    """
+    folder = _folder_of(brain, Path(output_folder))
+    brain.fit_interface(train, loader_kwargs)
+    brain.fit_exits(train, folder / "exits.json", loader_kwargs)
+
+
 def run_downstream(
     brain,
     train: DynamicItemDataset,
@@ -701,7 +734,7 @@ def run_downstream(
         sets = {f"test_{name}": dataset for name, dataset in tests.items()}
         sets = {"train": train, "valid": valid[1], **sets}
         brain.use_cache(feature_cache, sets, cache_dtype)
-    brain.fit_interface(train, valid_loader_kwargs)
+    fit_downstream_parts(brain, train, output_folder, valid_loader_kwargs)
     brain.fit(
         epoch_counter,
         train,
@@ -727,7 +760,9 @@ def evaluate_downstream(
     Writes ``traces_<set>.csv`` and ``results_<set>.csv`` of the test sets,
     ``layers.csv`` and ``layers.png`` with what each layer of the upstream
     contributes (see ``analysis.contributions``; where no weights are learnt, on
-    the validation set), and ``report.md``.
+    the validation set), and ``report.md``. Where there are branches,
+    ``branch_scores_<set>.csv`` has what each of them says of each utterance,
+    which takes one more pass at full depth.
 
     Arguments
     ---------
@@ -754,7 +789,18 @@ def evaluate_downstream(
         traces = brain.evaluate_set(
             dataset, name, folder, loader_kwargs, groups
         )
-        run_on_main(write_results, [folder, name, brain.results(traces)])
+        results = [brain.results(traces)]
+        if brain.exits is not None:
+            left = [one for _, one in sorted(brain.departures.items())]
+            results.append(exit_results([one["exit_layer"] for one in left]))
+        table = pd.concat(results, ignore_index=True)
+        run_on_main(write_results, [folder, name, table])
+        if brain.branches is not None:
+            scores = brain.branch_scores(dataset, loader_kwargs, name)
+            if if_main_process():
+                path = folder / f"branch_scores_{name}.csv"
+                with replacing(path) as file:
+                    scores.to_csv(file, index=False, encoding="utf-8")
     name, dataset = valid
     layers = layer_contributions(
         brain.unwrapped["interface"],

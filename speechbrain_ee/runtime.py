@@ -15,7 +15,7 @@ import torch
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.encoders import LayerwiseEncoder
 from speechbrain_ee.exits import ExitSelector, Score, get_selector
-from speechbrain_ee.heads import CTCHeads, ExitOutput
+from speechbrain_ee.heads import ClusterBranches, CTCHeads, ExitOutput
 
 
 @dataclass
@@ -85,7 +85,7 @@ class EarlyExitLoop:
     ---------
     encoder : LayerwiseEncoder
         The unwrapped encoder.
-    heads : CTCHeads
+    heads : CTCHeads or ClusterBranches
         What is read at its exits.
     selector : ExitSelector, str or mapping
         Who leaves where, as ``get_selector`` takes it. All leave at the last
@@ -93,7 +93,11 @@ class EarlyExitLoop:
     costs : ExitCosts, optional
         Counted here by default; pass it to share one count among loops.
     watched : sequence of Score
-        Scores that ``on_exit`` will read, so that what they need is kept.
+        Scores that ``on_exit`` or ``on_leave`` will read, so that what they
+        need is kept.
+    exit_layers : sequence of int, optional
+        Those of the heads' exits that are read (default: all). All leave at the
+        last of them.
 
     Example
     -------
@@ -112,23 +116,33 @@ class EarlyExitLoop:
     def __init__(
         self,
         encoder: LayerwiseEncoder,
-        heads: CTCHeads,
+        heads: CTCHeads | ClusterBranches,
         selector: ExitSelector | str | Mapping,
         costs: ExitCosts | None = None,
         watched: Sequence[Score] = (),
+        exit_layers: Sequence[int] | None = None,
     ):
-        if heads.exit_layers[-1] > encoder.num_layers:
+        if exit_layers is None:
+            exit_layers = heads.exit_layers
+        self.exit_layers = sorted(exit_layers)
+        if self.exit_layers[-1] > encoder.num_layers:
             raise ValueError(
-                f"Exit layers {heads.exit_layers} lie outside an encoder of "
+                f"Exit layers {self.exit_layers} lie outside an encoder of "
                 f"{encoder.num_layers} layers."
+            )
+        unknown = sorted(set(exit_layers) - set(heads.exit_layers))
+        if unknown:
+            raise ValueError(
+                f"Exit layers {self.exit_layers}: the heads have no exit at "
+                f"{', '.join(map(str, unknown))}, but at {heads.exit_layers}."
             )
         self.encoder = encoder
         self.heads = heads
         self.selector = selector = get_selector(selector)
-        self.costs = costs or ExitCosts(encoder, heads)
+        self.costs = costs or ExitCosts(encoder, heads, self.exit_layers)
         self.history = max([selector.history, *(s.previous for s in watched)])
         self.hidden = selector.hidden or any(s.hidden for s in watched)
-        selector.prepare(heads.exit_layers, self.costs)
+        selector.prepare(self.exit_layers, self.costs)
 
     @torch.no_grad()
     def __call__(
@@ -137,6 +151,8 @@ class EarlyExitLoop:
         wav_lens: torch.Tensor | None = None,
         ids: list[str] | None = None,
         on_exit: Callable[[ExitOutput, Departures], None] | None = None,
+        on_leave: Callable[[ExitOutput, torch.Tensor, list[torch.Tensor]], None]
+        | None = None,
     ) -> Departures:
         """Walk one batch.
 
@@ -151,6 +167,12 @@ class EarlyExitLoop:
         on_exit : callable, optional
             Called with the output of each exit and the account so far, before
             transcripts are read and outside the measured time.
+        on_leave : callable, optional
+            Called where utterances leave, also outside that time, with what the
+            exit says of them, their positions in the batch (int64, rising), and
+            their states 0 to that of the exit, each of shape (utterances, time,
+            channel), without padding that none of them needs. Without it no
+            state is kept.
 
         Returns
         -------
@@ -172,10 +194,13 @@ class EarlyExitLoop:
             front_end_seconds=clock.lap(),
         )
         rows = torch.arange(batch)  # which utterances are still running
+        kept = None if on_leave is None else _History(state.hidden, rows)
         previous = None
-        for exit_layer in self.heads.exit_layers:
+        for exit_layer in self.exit_layers:
             while state.layer < exit_layer:
                 state = self.encoder.step(state)
+                if kept is not None:
+                    kept.add(state.hidden, rows)
             output = self._read(state, rows, ids, previous)
             leave = self._decide(output)
             share = state.frames / state.frames.sum()
@@ -190,11 +215,17 @@ class EarlyExitLoop:
             gone = leave.nonzero().flatten()
             if len(gone) > 0:
                 # Transcripts may have to be searched: only theirs are.
-                left = output if leave.all() else output.keep(gone)
+                left = output
+                if not leave.all():
+                    left = output.keep(gone, self.history if kept else 0)
                 for i, found in zip(rows[gone].tolist(), left.hypotheses):
                     account.hypotheses[i] = found
                 share = left.frames / left.frames.sum()
                 account.seconds[rows[gone]] += clock.lap() * share
+                if kept is not None:
+                    states = kept.of(rows[gone], left.frames)
+                    on_leave(left, rows[gone], states)
+                    clock.lap()
 
             stay = (~leave).nonzero().flatten()
             if len(stay) == 0:
@@ -216,9 +247,36 @@ class EarlyExitLoop:
         return output
 
     def _decide(self, output) -> torch.Tensor:
-        if output.exit_layer == self.heads.exit_layers[-1]:
+        if output.exit_layer == self.exit_layers[-1]:
             return torch.ones(len(output), dtype=torch.bool)
         return self.selector(output).cpu()
+
+
+class _History:
+    """The state of each layer, as it was when that layer ran.
+
+    It is held, not copied; rows are picked where utterances leave.
+    """
+
+    def __init__(self, hidden: torch.Tensor, rows: torch.Tensor):
+        self.states = [(hidden, rows)]
+
+    def add(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
+        """The state of the next layer, of the utterances that it ran for."""
+        self.states.append((hidden, rows))
+
+    def of(
+        self, rows: torch.Tensor, frames: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """All states of some utterances, cut to the longest of them."""
+        longest, found = int(frames.max()), []
+        for hidden, held in self.states:
+            hidden = hidden[:, :longest]
+            if len(held) > len(rows):  # both rise
+                places = torch.searchsorted(held, rows)
+                hidden = hidden.index_select(0, places.to(hidden.device))
+            found.append(hidden)
+        return found
 
 
 class _Clock:

@@ -3,11 +3,12 @@ r"""Train and evaluate a task of MiniSUPERB behind a frozen upstream: speech or
 speaker recognition, enhancement, or separation.
 
 What combines the layers of the upstream is a block of ``hparams/interfaces``,
-the upstream one of ``hparams/upstreams``. There is a YAML for each task. To run
-this recipe:
+the upstream one of ``hparams/upstreams``, where utterances leave it one of
+``hparams/exits``. There is a YAML for each task. To run this recipe:
 
 > python train.py hparams/asr.yaml --data_folder LibriSpeech
-> python train.py hparams/sid.yaml --data_folder VoxCeleb1
+> python train.py hparams/sid.yaml --data_folder VoxCeleb1 \
+      --exits daisy --branches results/branches/1234/branches
 > python train.py hparams/se.yaml --data_folder VoiceBank
 > python train.py hparams/ss.yaml --data_folder Libri2Mix --upstream wavlm_base
 
@@ -30,6 +31,7 @@ from speechbrain_ee.experiment import (
     make_utterance_datasets,
     run_downstream,
 )
+from speechbrain_ee.noise import NoiseFolder, noisy_sets
 
 BLOCKS = Path(__file__).resolve().parents[2] / "hparams"
 
@@ -70,6 +72,11 @@ if __name__ == "__main__":
     hparams = load_experiment(hparams_file, overrides, BLOCKS)
 
     size, known, (train, valid, tests) = make_data(hparams)
+    groups = hparams["groups"]
+    if hparams.get("noise_folder") is not None:  # a key of asr and sid
+        noise = NoiseFolder(hparams["noise_folder"], hparams["noise_seed"])
+        tests = noisy_sets(tests, noise, hparams["test_snrs"])
+        groups = {**groups, "snr": "snr"}
 
     # As many outputs as the data has labels.
     downstream = hparams["downstream"](**size)
@@ -109,5 +116,5 @@ if __name__ == "__main__":
         feature_cache=hparams["feature_cache"],
         cache_dtype=hparams["cache_dtype"],
         output_folder=hparams["output_folder"],
-        groups=hparams["groups"],
+        groups=groups,
     )

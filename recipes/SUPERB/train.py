@@ -3,8 +3,8 @@ r"""Train and evaluate a task of SUPERB behind a frozen upstream: classes of
 utterances, speaker verification, or phone recognition.
 
 What combines the layers of the upstream is a block of ``hparams/interfaces``,
-the upstream one of ``hparams/upstreams``. There is a YAML for each kind of
-task. To run this recipe:
+the upstream one of ``hparams/upstreams``, where utterances leave it one of
+``hparams/exits``. There is a YAML for each kind of task. To run this recipe:
 
 > python train.py hparams/classification.yaml --data_folder IEMOCAP \
       --train_csv train.csv --valid_csv valid.csv --test_csvs "[test.csv]" \
@@ -31,6 +31,7 @@ from speechbrain_ee.analysis.verification import read_trials
 from speechbrain_ee.batches import SortedBatches
 from speechbrain_ee.experiment import (
     evaluate_downstream,
+    fit_downstream_parts,
     load_experiment,
     make_label_datasets,
     make_utterance_datasets,
@@ -178,7 +179,12 @@ if __name__ == "__main__":
             hparams["cache_dtype"],
         )
 
-    brain.fit_interface(train, hparams["valid_dataloader_opts"])
+    fit_downstream_parts(
+        brain,
+        train,
+        output_folder=hparams["output_folder"],
+        loader_kwargs=hparams["valid_dataloader_opts"],
+    )
     brain.fit(
         hparams["epoch_counter"],
         train,

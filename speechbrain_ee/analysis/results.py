@@ -6,14 +6,62 @@ Authors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from speechbrain_ee.analysis.report import Part, Section, write_markdown
+from speechbrain_ee.analysis.plots import draw_exits
+from speechbrain_ee.analysis.report import (
+    Part,
+    Section,
+    save_picture,
+    write_markdown,
+)
+from speechbrain_ee.analysis.statistics import Bootstrap
 from speechbrain_ee.files import replacing
 
 COLUMNS = ("metric", "group", "value", "low", "high", "utterances")
+MEAN_EXIT = "mean exit layer"
+LEFT_AT = "left at layer (%)"
+
+
+def exit_results(exit_layers: Sequence[int]) -> pd.DataFrame:
+    """Where utterances left an encoder, as results.
+
+    Arguments
+    ---------
+    exit_layers : sequence of int
+        Of each utterance.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With ``COLUMNS``: the mean exit layer, and for each exit that was taken
+        (its ``group``) the share of utterances that did.
+
+    Example
+    -------
+    >>> table = exit_results([4, 4, 6, 4])
+    >>> table[["metric", "group", "value"]].values.tolist()
+    [['mean exit layer', 'all', 4.5], ['left at layer (%)', '4', 75.0], \
+['left at layer (%)', '6', 25.0]]
+    """
+    taken = np.asarray(exit_layers)
+    bootstrap = Bootstrap(len(taken))
+    figures = {(MEAN_EXIT, "all"): taken}
+    for layer in np.unique(taken).tolist():
+        figures[LEFT_AT, str(layer)] = 100.0 * (taken == layer)
+    return pd.DataFrame(
+        {
+            "metric": metric,
+            "group": group,
+            **bootstrap.mean_interval(values)._asdict(),
+            "utterances": len(taken),
+        }
+        for (metric, group), values in figures.items()
+    )
 
 
 def write_results(folder: str | Path, name: str, table: pd.DataFrame) -> Path:
@@ -80,17 +128,21 @@ def write_results_report(folder: str | Path, valid: str) -> Path:
     | test | PER | all | 5.40 | 5.00 – 6.00 | 100 |
     """
     folder = Path(folder)
+    tables = {
+        path.stem.removeprefix("results_"): pd.read_csv(path)
+        for path in sorted(folder.glob("results_*.csv"))
+    }
     rows = [
         {
-            "set": path.stem.removeprefix("results_"),
+            "set": name,
             "metric": row.metric,
             "group": row.group,
             "value": f"{row.value:.2f}",
             "95 % interval": f"{row.low:.2f} – {row.high:.2f}",
             "utterances": row.utterances,
         }
-        for path in sorted(folder.glob("results_*.csv"))
-        for row in pd.read_csv(path).itertuples()
+        for name, table in tables.items()
+        for row in table.itertuples()
     ]
     figures = Section(
         "Figures",
@@ -106,6 +158,21 @@ def write_results_report(folder: str | Path, valid: str) -> Path:
         f"has none, the change on {valid} when it is taken away.",
         [Part(picture="layers.png", caption="Contribution of each layer")],
     )
+    sections = [figures, layers]
+    pictures = [
+        _picture_exits(folder, name, table[table["metric"] == LEFT_AT])
+        for name, table in tables.items()
+        if MEAN_EXIT in set(table["metric"])
+    ]
+    if pictures:
+        text = "Where utterances left the upstream: `exit_layer` of traces."
+        sections.insert(1, Section("Exits", text, pictures))
     path = folder / "report.md"
-    write_markdown(path, "Results", [figures, layers])
+    write_markdown(path, "Results", sections)
     return path
+
+
+def _picture_exits(folder: Path, name: str, shares: pd.DataFrame) -> Part:
+    """The shares of the exits as ``exits_<name>.png``."""
+    figure = draw_exits({name: shares["value"] / 100}, list(shares["group"]))
+    return save_picture(folder, f"exits_{name}", figure, f"Exits of {name}")

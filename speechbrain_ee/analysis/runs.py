@@ -36,6 +36,7 @@ _UPSTREAMS = {
 # What interfaces are called in tables, and the options that their blocks have.
 _INTERFACES = {
     "WeightedSum": ("WS", {"normalize": False}),
+    "PerExitWeightedSum": ("WS per exit", {"normalize": False}),
     "HierarchicalConv": ("HConv", {"kernel_size": 5, "stride": 3}),
     "CLSPooling": ("CLS", {"num_layers": 1, "nhead": 8}),
     "GroupedWeightedSum": ("Grouped WS", {"num_groups": 2}),
@@ -44,6 +45,8 @@ _INTERFACES = {
     "SingleLayer": ("Last layer", {"layer": -1}),
     "AttentionWeightedSum": ("Attention", {"normalize": False}),
 }
+# What exits are called in tables.
+_EXITS = {"BranchExits": "DAISY", "FixedLayer": "fixed"}
 # The downstream of ML-SUPERB.
 _DOWNSTREAM = {"num_layers": 2, "d_model": 256, "d_ffn": 1024}
 
@@ -152,8 +155,8 @@ class DownstreamRun:
     upstream : str
         Such as "HuBERT-Base"; the name of its folder for a local one.
     interface : str
-        Such as "HConv", with options that differ from those of its block and a
-        downstream that differs from the benchmark's.
+        Such as "HConv", with options that differ from those of its block, exits
+        and a downstream that differ from the benchmark's.
     task : str
         As in the YAML.
     duration : str
@@ -230,6 +233,7 @@ def describe_downstream(folder: str | Path) -> DownstreamRun:
     label, usual = _INTERFACES[design]
     options = dict(interface) if _is_map(interface) else {}
     told = [f"{k} {v}" for k, v in options.items() if usual.get(k) != v]
+    told += _exits(tree.get("exits"))
     told += [
         f"{key} {tree[key]}"
         for key, value in _DOWNSTREAM.items()
@@ -293,6 +297,18 @@ def _class(node) -> str:
     """The last part of what a tag such as !new: names; of scalars too."""
     tag = getattr(node, "tag", None)
     return (getattr(tag, "value", None) or "").rpartition(".")[2]
+
+
+def _exits(node) -> list[str]:
+    """Where utterances leave an upstream, if not at its last layer."""
+    if _class(node) == "NeverLeave" or node is None or node == {}:
+        return []
+    options = dict(node) if _is_map(node) else {"": node}
+    name = _class(node) or str(options.pop("selector", "BranchExits"))
+    words = [_EXITS.get(name, name)]
+    usual = {"score": "entropy", "of": "all"}
+    told = {k: v for k, v in options.items() if usual.get(k) != v}
+    return [" ".join([*words, *(f"{k} {v}".strip() for k, v in told.items())])]
 
 
 def _objective(node) -> str | None:

@@ -140,10 +140,11 @@ class DownstreamMasks(UtteranceBrain):
 
     def summary(self, rows):
         """Means over those utterances that have a value."""
-        return {
+        means = {
             column: float(_mean([row[column] for row in rows]).value)
             for column in self.figure_names
         }
+        return {**means, **self.depth(rows)}
 
     def error_rate(self, dataset, loader_kwargs=None):
         """The loss of a set, as the model is now.

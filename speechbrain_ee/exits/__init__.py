@@ -4,6 +4,11 @@ Authors
  * SpeechBrain-EE contributors 2026
 """
 
+from speechbrain_ee.exits.branches import (
+    BranchExits,
+    exits_taken,
+    get_exits,
+)
 from speechbrain_ee.exits.nbest import ctc_nbest
 from speechbrain_ee.exits.scores import (
     SCORES,
@@ -20,6 +25,7 @@ from speechbrain_ee.exits.scores import (
 )
 from speechbrain_ee.exits.selectors import (
     SELECTORS,
+    DepthWindow,
     ExitSelector,
     FixedLayer,
     MaxLayers,
@@ -37,6 +43,8 @@ from speechbrain_ee.exits.selectors import (
 __all__ = [
     "SCORES",
     "SELECTORS",
+    "BranchExits",
+    "DepthWindow",
     "ExitSelector",
     "FixedLayer",
     "MaxLayers",
@@ -49,7 +57,9 @@ __all__ = [
     "Threshold",
     "check_selector",
     "ctc_nbest",
+    "exits_taken",
     "frame_entropy",
+    "get_exits",
     "get_score",
     "get_selector",
     "hypothesis_posterior",

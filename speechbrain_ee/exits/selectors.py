@@ -439,6 +439,64 @@ class MaxMacs(_Cap):
         return torch.as_tensor(cost > self.max_macs).cpu()
 
 
+class DepthWindow(_Cap):
+    """Asks another selector at the exits from one layer to another only.
+
+    Nobody leaves before the first of them, and all leave at the last: the
+    evaluation modes of DAISY (arXiv:2406.05464), which test few exits around
+    those that the training set took.
+
+    Arguments
+    ---------
+    lowest : float
+        The layer before which nobody leaves.
+    highest : float
+        The layer beyond which nobody goes; at least one exit must lie between
+        the two, which count themselves.
+    selector : ExitSelector, str or Mapping, optional
+        Another selector, which decides in between.
+
+    Example
+    -------
+    >>> selector = DepthWindow(4, 6, Threshold("max_probability", 0.7))
+    >>> selector.prepare([2, 4, 6, 8])
+    >>> log_probs = torch.tensor([[[0.4, 0.6]], [[0.2, 0.8]]]).log()
+    >>> for layer in (2, 4, 6):
+    ...     selector(ExitOutput(log_probs, torch.tensor([1, 1]), layer))
+    tensor([False, False])
+    tensor([False,  True])
+    tensor([True, True])
+    """
+
+    def __init__(self, lowest: float, highest: float, selector=None):
+        super().__init__(selector)
+        self.lowest = lowest
+        self.highest = highest
+
+    def prepare(self, exit_layers, macs=None) -> None:
+        """See :class:`ExitSelector`."""
+        super().prepare(exit_layers, macs)
+        inside = [
+            x for x in self.exit_layers if self.lowest <= x <= self.highest
+        ]
+        if not inside:
+            raise ValueError(
+                f"no exit from layer {self.lowest} to {self.highest}; "
+                f"exits are {self.exit_layers}"
+            )
+        self.deepest = inside[-1]
+
+    def __call__(self, output: ExitOutput) -> torch.Tensor:
+        """See :class:`ExitSelector`."""
+        if output.exit_layer < self.lowest:
+            return _all(output, False)
+        return super().__call__(output)
+
+    def capped(self, output: ExitOutput) -> torch.Tensor:
+        """See :class:`_Cap`."""
+        return _all(output, output.exit_layer >= self.deepest)
+
+
 class RandomExit(ExitSelector):
     """Control: leaves at random, at a given depth on average.
 
@@ -568,6 +626,7 @@ SELECTORS: dict[str, type[ExitSelector]] = {
     "patience": Patience,
     "random": RandomExit,
     "threshold": Threshold,
+    "window": DepthWindow,
 }
 
 

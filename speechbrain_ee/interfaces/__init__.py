@@ -10,6 +10,7 @@ from speechbrain_ee.interfaces.pooling import CLSPooling
 from speechbrain_ee.interfaces.sums import (
     AttentionWeightedSum,
     GroupedWeightedSum,
+    PerExitWeightedSum,
     SingleLayer,
     WeightedSum,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "HierarchicalConv",
     "LayerInterface",
     "PCAConcat",
+    "PerExitWeightedSum",
     "SingleLayer",
     "WeightedSum",
     "build_interface",

@@ -106,6 +106,44 @@ class WeightedSum(LayerInterface):
         return self.weights.detach().softmax(dim=0)
 
 
+class PerExitWeightedSum(LayerInterface):
+    """A weighted sum with other weights for each number of states.
+
+    The "dynamic-s" featuriser of DAISY's code (arXiv 2406.05464): utterances
+    that leave at layer k have k + 1 scalars of their own, which start at zero,
+    and their softmax. ``WeightedSum``, which shares one scalar per state among
+    all exits, is its "dynamic" one.
+
+    Arguments
+    ---------
+    input_sizes : sequence of int
+        See ``LayerInterface``; all must be equal.
+    normalize : bool
+        See ``LayerInterface``.
+
+    Example
+    -------
+    >>> states = [torch.full((1, 2, 3), float(k)) for k in range(4)]
+    >>> interface = PerExitWeightedSum([3, 3, 3, 3])
+    >>> with torch.no_grad():
+    ...     interface.weights[1, 1] = 99.0
+    >>> interface(states).mean().item(), interface(states[:2]).mean().item()
+    (1.5, 1.0)
+    """
+
+    def __init__(self, input_sizes: Sequence[int], normalize: bool = False):
+        super().__init__(input_sizes, normalize)
+        self.output_size = self._one_width()
+        layers = len(self.input_sizes)
+        # Row n - 1 is for n states; what lies right of its first n is not read.
+        self.weights = torch.nn.Parameter(torch.zeros(layers, layers))
+
+    def combine(self, states: list[torch.Tensor]) -> torch.Tensor:
+        """See ``LayerInterface``."""
+        row = self.weights[len(states) - 1, : len(states)]
+        return _sum(states, row.softmax(dim=0))
+
+
 class GroupedWeightedSum(LayerInterface):
     """Weighted sums inside groups of layers, concatenated and projected.
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from speechbrain_ee.corpora.librilight import make_librilight
 from speechbrain_ee.corpora.librimix import make_librimix
@@ -13,6 +14,9 @@ from speechbrain_ee.corpora.utterances import make_utterances
 from speechbrain_ee.corpora.voicebank import make_voicebank
 from speechbrain_ee.corpora.voxceleb import make_voxceleb
 from speechbrain_ee.corpora.voxpopuli import make_voxpopuli
+from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
+from speechbrain_ee.feature_cache import describe_upstream
+from speechbrain_ee.heads import ClusterBranches, save_branches
 from tests.integration.recipes import LM, ROWS, SPLITS, check, run, trains
 from tests.unit.encoders.backbones import save_pretrained
 
@@ -24,6 +28,15 @@ def models(tmp_path_factory):
     for kind in ("wav2vec2", "hubert", "wavlm"):
         path = folder / "models" / kind
         save_pretrained(path, kind, num_hidden_layers=4)
+    # One with a branch behind each layer.
+    path = folder / "models" / "hubert-6"
+    save_pretrained(path, "hubert", num_hidden_layers=6)
+    upstream = HuggingFaceEncoder(str(path), freeze=True)
+    branches = ClusterBranches(range(1, 7), upstream.output_size, 8)
+    for weight in branches.parameters():  # else all clusters are as likely
+        torch.nn.init.normal_(weight)
+    facts = {"upstream": describe_upstream(upstream)}
+    save_branches(folder / "branches", branches, facts)
     # In the order of most models for English.
     vocab = ["<pad>", "<s>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
     path = folder / "models" / "wav2vec2-ctc"

@@ -1,5 +1,7 @@
 """Every YAML of a task model behind an upstream runs from end to end."""
 
+import json
+
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
@@ -22,9 +24,9 @@ FIGURES = {
 
 
 def label(row):
-    """The YAML of a row, with its interface."""
-    (interface,) = (x for x in flags(row) if x.startswith("--interface="))
-    return f"{name(row)}-{interface.split('=')[1]}"
+    """The YAML of a row, with its interface and exits."""
+    blocks = [x for x in flags(row) if x.startswith(("--interface", "--exits"))]
+    return "-".join([name(row), *(x.split("=")[1] for x in blocks)])
 
 
 @pytest.mark.slow
@@ -49,6 +51,7 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
     # One of each set, which is in noise if there is some.
     snrs = settings.get("test_snrs") if settings.get("noise_folder") else [0]
     files = sorted(tmp_path.glob("results_*.csv"))
+    exits = [x.split("=")[1] for x in flags(row) if x.startswith("--exits=")]
     assert len(files) == len(snrs)
     for file in files:
         if verifies:
@@ -69,7 +72,37 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
                 level = file.stem.rpartition("_")[2].removeprefix("snr")
                 assert set(traces["snr"].astype(str)) == {level}
         results = pd.read_csv(file)
+        if exits:
+            check_exits(exits[0], tmp_path, results)
         assert results[["value", "low", "high"]].notna().all(axis=None)
         report = (tmp_path / "report.md").read_text()
         for one in results.itertuples():
             assert f"| {one.metric} | {one.group} | {one.value:.2f} |" in report
+
+
+def check_exits(block, folder, results):
+    """Where utterances left, told in the same way everywhere."""
+    left = results.set_index("metric")["value"]
+    assert 1 <= left["mean exit layer"] <= 6
+    assert left[["left at layer (%)"]].sum() == pytest.approx(100)
+    if (folder / "traces_test.csv").is_file():
+        traces = pd.read_csv(folder / "traces_test.csv")
+        mean = traces["exit_layer"].mean()
+        assert left["mean exit layer"] == pytest.approx(mean)
+    if not block.startswith("daisy"):
+        return
+    told = json.loads((folder / "exits.json").read_text())
+    (checkpoint, *_) = (folder / "save").glob("CKPT*")
+    assert json.loads((checkpoint / "exits.ckpt").read_text()) == told
+    counts = told["training_exits"]
+    assert sum(counts.values()) == told["utterances"] > 0
+    scores = pd.read_csv(folder / "branch_scores_test.csv")
+    assert scores["exit_layer"].unique().tolist() == [*range(1, 7)]
+    assert scores[["entropy", "max_probability", "margin"]].notna().all().all()
+    if (folder / "traces_test.csv").is_file():
+        keys = ["id", "exit_layer"]
+        both = traces.merge(scores, on=keys, validate="1:1")
+        assert len(both) == len(traces)
+        assert both["branch_entropy"].to_numpy() == pytest.approx(
+            both["entropy"].to_numpy(), abs=1e-3
+        )

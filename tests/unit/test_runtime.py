@@ -6,6 +6,7 @@ import torch
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.exits import (
     SELECTORS,
+    DepthWindow,
     FixedLayer,
     MaxLayers,
     MaxMacs,
@@ -89,6 +90,7 @@ def selectors(outputs, costs):
         "oracle": Oracle(dict(zip(IDS, [1, 4, 2, 1, 2]))),
         "patience": Patience(2, tolerance=0.5),
         "random": RandomExit(2.0, seed=3),
+        "window": DepthWindow(2, 3, median_threshold("entropy", outputs)),
         **{
             f"threshold {name}": median_threshold(name, outputs)
             for name in SCORES
@@ -142,10 +144,98 @@ def test_nothing_behind_the_last_departure_runs(model):
     assert ran == [(1, 5), (2, 2)]  # layer, utterances
 
 
-def small_loop(selector, exits=EXITS):
+def collected(loop, wavs, ids):
+    """The states that a loop hands over, by utterance: {id: (exit, states)}."""
+    found = {}
+
+    def note(output, rows, states):
+        assert rows.tolist() == sorted(rows.tolist())
+        assert [ids[i] for i in rows] == output.ids
+        for place, (name, count) in enumerate(zip(output.ids, output.frames)):
+            own = [state[place, :count] for state in states]
+            found[name] = output.exit_layer, own
+
+    return loop(*batch_of(wavs), ids=ids, on_leave=note), found
+
+
+def test_who_leaves_takes_along_the_states_it_has_alone(model):
+    encoder, heads, wavs, outputs, costs = model
+    exits = dict(zip(IDS, [2, 4, 1, 2, 3]))
+    loop = EarlyExitLoop(encoder, heads, Oracle(exits), costs)
+    left, found = collected(loop, wavs, IDS)
+    assert found.keys() == exits.keys()
+    for name, wav, frames in zip(IDS, wavs, left.frames):
+        taken, states = found[name]
+        alone, count = encoder(wav[None], layers=range(taken + 1))
+        assert taken == exits[name] and count == frames
+        assert len(states) == taken + 1
+        for one, other in zip(states, alone):
+            assert torch.allclose(one, other[0, :frames], atol=1e-5, rtol=0)
+
+
+def small_loop(selector, exits=EXITS, **options):
     encoder = build("conformer-RoPEMHA").encoder
     heads = CTCHeads(exits, encoder.output_size, vocab_size=6).eval()
-    return EarlyExitLoop(encoder, heads, selector)
+    return EarlyExitLoop(encoder, heads, selector, **options)
+
+
+def test_states_are_held_and_not_copied_until_somebody_leaves():
+    loop = small_loop(Oracle(dict(zip(IDS, [4, 4, 2, 4, 4]))))
+    seen, step = [], loop.encoder.step
+
+    def watch(state):
+        seen.append(step(state))
+        return seen[-1]
+
+    loop.encoder.step = watch
+    handed = {}
+
+    def note(output, rows, states):
+        handed[output.exit_layer] = rows.tolist(), states
+
+    loop(torch.randn(5, 16000), ids=IDS, on_leave=note)
+    rows, states = handed[2]
+    assert rows == [2] and [len(x) for x in states] == [1, 1, 1]
+    rows, states = handed[4]
+    assert rows == [0, 1, 3, 4] and [len(x) for x in states] == [4] * 5
+    # Those of the layers behind the last departure are the encoder's own.
+    for state, other in zip(states[3:], seen[2:], strict=True):
+        assert state.data_ptr() == other.hidden.data_ptr()
+
+
+def test_what_the_exit_before_said_goes_along():
+    score, values = get_score("kl_to_previous"), {}
+    loop = small_loop(Oracle({"x": 2, "y": 4}))
+    watching = EarlyExitLoop(
+        loop.encoder, loop.heads, loop.selector, loop.costs, watched=[score]
+    )
+    seen = {}
+
+    def note(output, account):
+        seen[output.exit_layer] = score(output)
+
+    def leave(output, rows, states):
+        values.update(zip(output.ids, score(output)))
+
+    wavs = torch.randn(2, 16000)
+    watching(wavs, None, ["x", "y"], on_exit=note, on_leave=leave)
+    assert torch.isclose(values["x"], seen[2][0])
+    assert torch.isclose(values["y"], seen[4][-1])
+
+
+def test_some_of_the_exits_can_be_passed_over():
+    loop = small_loop(NeverLeave())
+    some = EarlyExitLoop(
+        loop.encoder, loop.heads, Threshold("entropy", 0.0), exit_layers=[1, 3]
+    )
+    read, seen = loop.heads.read, []
+    loop.heads.read = lambda *args: seen.append(args[-1]) or read(*args)
+    left = some(torch.randn(2, 16000))
+    assert left.exit_layer.tolist() == [3, 3] and seen == [1, 3]
+    every = loop.costs(3, left.frames)
+    assert (some.costs(3, left.frames) < every).all()
+    with pytest.raises(ValueError, match=r"no exit at 3, but at \[1, 4"):
+        small_loop(NeverLeave(), exits=[1, 4], exit_layers=[1, 3])
 
 
 def test_seconds_add_up_and_the_front_end_is_apart():

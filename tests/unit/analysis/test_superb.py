@@ -220,6 +220,34 @@ def test_a_block_of_upstreams_has_the_papers_name(block, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("exits", "told"),
+    [
+        ("null", "WS"),
+        ("{}", "WS"),
+        ("!new:speechbrain_ee.exits.NeverLeave", "WS"),
+        ("{selector: fixed, layer: 6}", "WS, fixed layer 6"),
+        (
+            "!new:speechbrain_ee.exits.FixedLayer\n    layer: 6",
+            "WS, fixed layer 6",
+        ),
+        (
+            "!new:speechbrain_ee.exits.BranchExits\n"
+            "    score: entropy\n    scale: 0.9\n    of: all\n"
+            "    window: average",
+            "WS, DAISY scale 0.9 window average",
+        ),
+        (
+            "{threshold: 0.5, score: margin}",
+            "WS, DAISY threshold 0.5 score margin",
+        ),
+    ],
+)
+def test_exits_are_another_model(exits, told, tmp_path):
+    run = write_run(tmp_path / "run", error(30), f"lid\nexits: {exits}")
+    assert describe_downstream(run).interface == told
+
+
 def test_a_larger_downstream_is_another_model(tmp_path):
     larger = "monolingual\nd_ffn: 5337"
     run = write_run(tmp_path / "run", error(30), larger, interface=HCONV)

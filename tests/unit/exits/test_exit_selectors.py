@@ -8,6 +8,7 @@ import torch
 
 from speechbrain_ee.exits import (
     SELECTORS,
+    DepthWindow,
     FixedLayer,
     MaxLayers,
     MaxMacs,
@@ -224,10 +225,34 @@ def test_max_layers_below_the_first_exit():
         prepared(MaxLayers(1))
 
 
+@pytest.mark.parametrize(
+    ("lowest", "highest", "expected"),
+    [
+        (2, 6, [[False, True], [False, True], [True, True]]),
+        (4, 6, [[False, False], [False, True], [True, True]]),
+        (2, 4, [[False, True], [True, True], [True, True]]),
+        (3, 5, [[False, False], [True, True], [True, True]]),
+        (0, 2.5, [[True, True]] * 3),
+    ],
+)
+def test_window(reading, lowest, highest, expected):
+    inner = Threshold("max_probability", 0.7)
+    selector = prepared(DepthWindow(lowest, highest, inner))
+    for exit_layer, leaving in zip(EXITS, expected, strict=True):
+        output = peaked(reading, 0.6, 0.8, exit_layer=exit_layer)
+        assert selector(output).tolist() == leaving
+
+
+def test_a_window_without_an_exit():
+    with pytest.raises(ValueError, match=r"from layer 2.2 to 3; exits are \[2"):
+        prepared(DepthWindow(2.2, 3))
+
+
 def test_caps_hand_on_what_the_inner_selector_needs():
     for cap in (
         MaxLayers(5, Threshold("state_similarity", 0.9)),
         MaxMacs(5, MaxLayers(5, Threshold("state_similarity", 0.9))),
+        DepthWindow(2, 4, Threshold("state_similarity", 0.9)),
     ):
         assert (cap.history, cap.hidden) == (1, True)
         assert [one.name for one in cap.scores] == ["state_similarity"]
@@ -363,6 +388,7 @@ def test_oracle_of_other_exits():
         ("patience", {"patience": 2}),
         ("random", {"mean_exit_layer": 3}),
         ("threshold", {"score": "entropy", "threshold": 0.5}),
+        ("window", {"lowest": 2, "highest": 4}),
     ],
 )
 def test_get_selector(reading, name, options):
@@ -386,6 +412,7 @@ def test_every_selector_has_a_test():
         "patience",
         "random",
         "threshold",
+        "window",
     ]
 
 

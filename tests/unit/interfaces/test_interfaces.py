@@ -20,6 +20,7 @@ from speechbrain_ee.interfaces import (
     HierarchicalConv,
     LayerInterface,
     PCAConcat,
+    PerExitWeightedSum,
     SingleLayer,
     WeightedSum,
     build_interface,
@@ -35,6 +36,7 @@ INTERFACES = {
     GroupedWeightedSum: "grouped_weighted_sum",
     HierarchicalConv: "hierarchical_conv",
     PCAConcat: "pca",
+    PerExitWeightedSum: "per_exit_weighted_sum",
     SingleLayer: "last_layer",
     WeightedSum: "weighted_sum",
 }
@@ -245,6 +247,21 @@ def test_weights_start_equal_and_survive_extremes():
     states = make_states([4] * 5)
     assert torch.allclose(interface(states), states[4])
     assert torch.allclose(interface(states[:2]), (states[0] + states[1]) / 2)
+
+
+@pytest.mark.parametrize("ran", [5, 3, 1])
+def test_each_number_of_states_has_weights_of_its_own(ran):
+    interface = make(PerExitWeightedSum)
+    states = make_states([WIDTH] * ran)
+    weights = interface.weights[ran - 1, :ran].softmax(0)
+    expected = sum(w * state for w, state in zip(weights, states))
+    assert torch.allclose(interface(states), expected, atol=1e-6)
+    with torch.no_grad():
+        interface.weights[ran - 1, ran:] += 99.0  # of states that are not there
+        interface.weights[: ran - 1] += torch.randn(ran - 1, 5)
+        interface.weights[ran:] += torch.randn(5 - ran, 5)
+    assert torch.allclose(interface(states), expected, atol=1e-6)
+    assert interface.layer_weights() is None
 
 
 @pytest.mark.parametrize("ran", [5, 4, 2])
