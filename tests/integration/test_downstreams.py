@@ -73,20 +73,22 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
                 assert set(traces["snr"].astype(str)) == {level}
         results = pd.read_csv(file)
         if exits:
-            check_exits(exits[0], tmp_path, results)
+            check_exits(exits[0], tmp_path, file.stem.partition("_")[2])
         assert results[["value", "low", "high"]].notna().all(axis=None)
         report = (tmp_path / "report.md").read_text()
         for one in results.itertuples():
             assert f"| {one.metric} | {one.group} | {one.value:.2f} |" in report
 
 
-def check_exits(block, folder, results):
-    """Where utterances left, told in the same way everywhere."""
+def check_exits(block, folder, name):
+    """Where utterances of a set left, told in the same way everywhere."""
+    results = pd.read_csv(folder / f"results_{name}.csv")
     left = results.set_index("metric")["value"]
     assert 1 <= left["mean exit layer"] <= 6
     assert left[["left at layer (%)"]].sum() == pytest.approx(100)
-    if (folder / "traces_test.csv").is_file():
-        traces = pd.read_csv(folder / "traces_test.csv")
+    traces = folder / f"traces_{name}.csv"
+    if traces.is_file():
+        traces = pd.read_csv(traces)
         mean = traces["exit_layer"].mean()
         assert left["mean exit layer"] == pytest.approx(mean)
     if not block.startswith("daisy"):
@@ -96,10 +98,10 @@ def check_exits(block, folder, results):
     assert json.loads((checkpoint / "exits.ckpt").read_text()) == told
     counts = told["training_exits"]
     assert sum(counts.values()) == told["utterances"] > 0
-    scores = pd.read_csv(folder / "branch_scores_test.csv")
+    scores = pd.read_csv(folder / f"branch_scores_{name}.csv")
     assert scores["exit_layer"].unique().tolist() == [*range(1, 7)]
     assert scores[["entropy", "max_probability", "margin"]].notna().all().all()
-    if (folder / "traces_test.csv").is_file():
+    if isinstance(traces, pd.DataFrame):
         keys = ["id", "exit_layer"]
         both = traces.merge(scores, on=keys, validate="1:1")
         assert len(both) == len(traces)
