@@ -35,15 +35,15 @@ _UPSTREAMS = {
 }
 # What interfaces are called in tables, and the options that their blocks have.
 _INTERFACES = {
-    "WeightedSum": ("WS", {"normalize": False}),
-    "PerExitWeightedSum": ("WS per exit", {"normalize": False}),
+    "WeightedSum": ("WS", {}),
+    "PerExitWeightedSum": ("WS per exit", {}),
     "HierarchicalConv": ("HConv", {"kernel_size": 5, "stride": 3}),
     "CLSPooling": ("CLS", {"num_layers": 1, "nhead": 8}),
     "GroupedWeightedSum": ("Grouped WS", {"num_groups": 2}),
-    "ConcatProjection": ("Concat", {"normalize": False}),
+    "ConcatProjection": ("Concat", {}),
     "PCAConcat": ("PCA", {"samples": 10000}),
     "SingleLayer": ("Last layer", {"layer": -1}),
-    "AttentionWeightedSum": ("Attention", {"normalize": False}),
+    "AttentionWeightedSum": ("Attention", {}),
 }
 # What exits are called in tables.
 _EXITS = {"BranchExits": "DAISY", "FixedLayer": "fixed"}
@@ -232,6 +232,8 @@ def describe_downstream(folder: str | Path) -> DownstreamRun:
         )
     label, usual = _INTERFACES[design]
     options = dict(interface) if _is_map(interface) else {}
+    if options.pop("normalize", False):
+        label = f"Normalized {label}"
     told = [f"{k} {v}" for k, v in options.items() if usual.get(k) != v]
     told += _exits(tree.get("exits"))
     told += [

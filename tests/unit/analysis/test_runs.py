@@ -11,7 +11,7 @@ RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 RECOGNISERS = [
     path
     for path in sorted(RECIPES.glob("*/hparams/*.yaml"))
-    if "\nexits:" in path.read_text(encoding="utf-8")
+    if "\nselectors:" in path.read_text(encoding="utf-8")
 ]
 BRAIN = "brain: !name:speechbrain_ee.brains.EarlyExitCTC\n"
 CONFORMER = (
