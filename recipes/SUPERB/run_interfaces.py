@@ -6,7 +6,8 @@ Wants a HuBERT as pretrain_hubert.py writes it; a folder in LibriSpeech's layout
 with the splits train, dev, test (read English) and commands_train,
 commands_dev, commands_test; a folder for each further language with train.tsv,
 dev.tsv and test.tsv (columns id and file); and noise as audio files. Runs that
-are done are skipped, so the command can be stopped and given again. To run:
+are done, or whose errors are kept in docs/results/interfaces, are skipped, so
+the command can be stopped and given again. To run:
 
 > python run_interfaces.py --hubert FOLDER --english FOLDER \
       --languages FOLDER --noise FOLDER --jobs 2
@@ -38,6 +39,8 @@ from speechbrain_ee.corpora.noise import soften
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "interfaces"
 KEPT = HERE.parents[1] / "docs" / "results" / "interfaces"
+ERRORS = KEPT / "errors.csv"
+ROWS = ["set", "id", "ref_len"]
 SEEDS = (1234, 1235, 1236)
 SAMPLE_RATE = 16000
 SECONDS = 4  # of an utterance whose language is asked
@@ -244,6 +247,13 @@ def train(run, options):
     return done.returncode == 0
 
 
+def read_kept():
+    """Errors of utterances that are kept from earlier runs, as read_errors."""
+    if not ERRORS.is_file():
+        return pd.DataFrame()
+    return pd.read_csv(ERRORS, index_col=ROWS, dtype={"id": str})
+
+
 def read_errors():
     """Errors of each utterance (row) by each run that is done (column)."""
     columns = {}
@@ -252,11 +262,24 @@ def read_errors():
             traces = pd.read_csv(path, dtype={"id": str})
             name = path.stem.removeprefix("traces_")
             traces["set"] = f"{run[0]} {name}"
-            traces = traces.set_index(["set", "id", "ref_len"])
-            columns.setdefault(run[1:], []).append(traces["errors"])
+            columns.setdefault(column_of(run), []).append(
+                traces.set_index(ROWS)["errors"]
+            )
     table = pd.DataFrame({run: pd.concat(x) for run, x in columns.items()})
-    table.columns = [f"{u}/{i}/{s}" for u, i, s in table.columns]
-    return table
+    return table.combine_first(read_kept())
+
+
+def column_of(run):
+    """The name of a run's errors."""
+    return "/".join(map(str, run[1:]))
+
+
+def is_kept(run, kept):
+    """Whether the errors of a run are known from earlier."""
+    if column_of(run) not in kept:
+        return False
+    sets = kept[column_of(run)].dropna().index.get_level_values("set")
+    return sets.str.startswith(f"{run[0]} ").any()
 
 
 def summarise(table):
@@ -322,6 +345,8 @@ def main():
         for run in RUNS
         if run[0] in options.tasks and run[-1] in options.seeds
     ]
+    kept = read_kept()
+    runs = [run for run in runs if not is_kept(run, kept)]
     # The first of each task and upstream fills the cache of the others.
     first = list({run[:2]: run for run in reversed(runs)}.values())
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -329,7 +354,7 @@ def main():
         done += pool.map(partial(train, options=options), runs)
     errors = read_errors()
     KEPT.mkdir(parents=True, exist_ok=True)
-    errors.to_csv(KEPT / "errors.csv", float_format="%g")
+    errors.to_csv(ERRORS, float_format="%g")
     summary = summarise(errors)
     summary.to_csv(KEPT / "summary.csv", index=False, float_format="%.4g")
     print(summary.to_string(index=False, float_format="%.1f"))

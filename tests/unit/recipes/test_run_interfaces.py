@@ -71,6 +71,18 @@ def test_differences_are_paired_and_over_seeds():
     assert concat["difference_low"] < concat["difference"] == pytest.approx(30)
 
 
+def test_what_is_kept_is_not_trained_again():
+    index = pd.MultiIndex.from_tuples(
+        [("speakers test", "a", 1), ("commands test", "b", 9)],
+        names=["set", "id", "ref_len"],
+    )
+    kept = pd.DataFrame({"hubert/concat/1234": [1.0, None]}, index=index)
+    is_kept = SCRIPT["is_kept"]
+    assert is_kept(("speakers", "hubert", "concat", 1234), kept)
+    assert not is_kept(("commands", "hubert", "concat", 1234), kept)
+    assert not is_kept(("speakers", "hubert", "concat", 1235), kept)
+
+
 @pytest.fixture
 def options(tmp_path):
     """Ten utterances of each of two speakers, and one of a third."""
