@@ -14,7 +14,6 @@ import pandas as pd
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataio import load_data_csv, read_audio
 from speechbrain.dataio.dataset import (
     DynamicItemDataset,
@@ -680,71 +679,6 @@ def fit_downstream_parts(
     folder = _folder_of(brain, Path(output_folder))
     brain.fit_interface(train, loader_kwargs)
     brain.fit_exits(train, folder / "exits.json", loader_kwargs)
-
-
-def run_downstream(
-    brain,
-    train: DynamicItemDataset,
-    valid: tuple[str, DynamicItemDataset],
-    tests: Mapping[str, DynamicItemDataset],
-    epoch_counter,
-    train_loader_kwargs: Mapping,
-    valid_loader_kwargs: Mapping,
-    test_loader_kwargs: Mapping,
-    feature_cache: str | Path | None,
-    cache_dtype: str,
-    output_folder: str | Path,
-    groups: Mapping[str, str],
-) -> Path:
-    """Train a task model behind a frozen upstream, and evaluate it.
-
-    Arguments
-    ---------
-    brain : DownstreamBrain
-        Not trained yet, or in part.
-    train : DynamicItemDataset
-        To train on.
-    valid : tuple
-        Name and dataset of the set that chooses checkpoints.
-    tests : mapping
-        Name to dataset.
-    epoch_counter : EpochCounter
-        SpeechBrain's.
-    train_loader_kwargs : mapping
-        Of the data loader, with its sampler.
-    valid_loader_kwargs : mapping
-        Of the data loader.
-    test_loader_kwargs : mapping
-        Of the data loaders.
-    feature_cache : str or Path, optional
-        A folder for the states of the upstream, which are computed once then.
-    cache_dtype : str
-        ``float32`` or ``float16``.
-    output_folder : str or Path
-        As for ``evaluate_downstream``.
-    groups : mapping
-        As there.
-
-    Returns
-    -------
-    Path
-        As from ``evaluate_downstream``.
-    """
-    if feature_cache is not None:
-        sets = {f"test_{name}": dataset for name, dataset in tests.items()}
-        sets = {"train": train, "valid": valid[1], **sets}
-        brain.use_cache(feature_cache, sets, cache_dtype)
-    fit_downstream_parts(brain, train, output_folder, valid_loader_kwargs)
-    brain.fit(
-        epoch_counter,
-        train,
-        valid[1],
-        train_loader_kwargs={"collate_fn": PaddedBatch, **train_loader_kwargs},
-        valid_loader_kwargs=valid_loader_kwargs,
-    )
-    return evaluate_downstream(
-        *(brain, valid, tests, output_folder, groups, test_loader_kwargs)
-    )
 
 
 def evaluate_downstream(

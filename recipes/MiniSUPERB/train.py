@@ -20,16 +20,18 @@ import sys
 from pathlib import Path
 
 import speechbrain as sb
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
 from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_ee.batches import SortedBatches
 from speechbrain_ee.experiment import (
+    evaluate_downstream,
+    fit_downstream_parts,
     load_experiment,
     make_label_datasets,
     make_source_datasets,
     make_utterance_datasets,
-    run_downstream,
 )
 from speechbrain_ee.noise import NoiseFolder, noisy_sets
 
@@ -107,14 +109,36 @@ if __name__ == "__main__":
                 train, seed=hparams["seed"], num_samples=size * steps
             ),
         }
-    run_downstream(
-        *(brain, train, (hparams["valid_set"], valid), tests),
-        epoch_counter=hparams["epoch_counter"],
-        train_loader_kwargs={**batches, "num_workers": hparams["num_workers"]},
+    if hparams["feature_cache"] is not None:
+        sets = {f"test_{name}": dataset for name, dataset in tests.items()}
+        brain.use_cache(
+            hparams["feature_cache"],
+            {"train": train, "valid": valid, **sets},
+            hparams["cache_dtype"],
+        )
+
+    fit_downstream_parts(
+        brain,
+        train,
+        output_folder=hparams["output_folder"],
+        loader_kwargs=hparams["valid_dataloader_opts"],
+    )
+    brain.fit(
+        hparams["epoch_counter"],
+        train,
+        valid,
+        train_loader_kwargs={
+            **batches,
+            "num_workers": hparams["num_workers"],
+            "collate_fn": PaddedBatch,
+        },
         valid_loader_kwargs=hparams["valid_dataloader_opts"],
-        test_loader_kwargs=hparams["test_dataloader_opts"],
-        feature_cache=hparams["feature_cache"],
-        cache_dtype=hparams["cache_dtype"],
+    )
+    evaluate_downstream(
+        brain,
+        (hparams["valid_set"], valid),
+        tests,
         output_folder=hparams["output_folder"],
         groups=groups,
+        loader_kwargs=hparams["test_dataloader_opts"],
     )
