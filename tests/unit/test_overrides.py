@@ -6,7 +6,15 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_ee.exits import Patience, Threshold, get_score, get_selector
+from speechbrain_ee.exits import (
+    BranchExits,
+    Patience,
+    Threshold,
+    get_exits,
+    get_score,
+    get_selector,
+)
+from speechbrain_ee.heads import ClusterBranches
 from speechbrain_ee.interfaces import build_interface
 from speechbrain_ee.objectives import ExitLossSum, ExitPredictions
 from speechbrain_ee.objectives.weights import rising
@@ -108,6 +116,11 @@ def test_every_block_holds_what_its_key_takes(block, tmp_path):
         assert all(get_score(score).name for score in value)
     elif block.parent.name == "interfaces":
         assert build_interface(value, [16] * 13).output_size == 16
+    elif block.parent.name == "exits":
+        assert get_exits(value) is value
+        branches = ClusterBranches(range(1, 13), input_size=8, num_clusters=4)
+        learns = isinstance(value, BranchExits)
+        value.prepare(branches if learns else branches.exit_layers)
     else:
         log_probs = torch.full((3, 1, 4, 3), 1 / 3).log()
         one = torch.tensor([1])

@@ -4,17 +4,14 @@ import json
 import logging
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_ee.exits import (
     BranchExits,
     DepthWindow,
-    FixedLayer,
     NeverLeave,
     Patience,
     Threshold,
@@ -23,9 +20,7 @@ from speechbrain_ee.exits import (
     get_score,
 )
 from speechbrain_ee.heads import ClusterBranches
-from speechbrain_ee.overrides import resolve_overrides
 
-ROOT = Path(__file__).parents[3]
 # Entropies of six utterances at four branches; their means are 2, 1.5, 1, 0.5.
 VALUES = torch.tensor(
     [
@@ -314,17 +309,3 @@ def test_what_the_key_exits_takes():
     ):
         with pytest.raises(ValueError, match=f"exits: .*{told}.*hparams/exits"):
             get_exits(wrong)
-
-
-@pytest.mark.parametrize(
-    "block",
-    sorted((ROOT / "hparams/exits").glob("*.yaml")),
-    ids=lambda b: b.stem,
-)
-def test_a_block_makes_exits(block):
-    yaml = ROOT / "recipes/SUPERB/hparams/classification.yaml"
-    text = resolve_overrides(yaml, f"exits: {block.stem}", ROOT / "hparams")
-    made = load_hyperpyyaml(text)["exits"]
-    kinds = {"full": NeverLeave, "fixed": FixedLayer}
-    assert type(made) is kinds.get(block.stem, BranchExits)
-    assert get_exits(made) is made
