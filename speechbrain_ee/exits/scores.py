@@ -230,6 +230,8 @@ def has_nan(output: ExitOutput) -> torch.Tensor:
 
 def _mean_over_frames(values: torch.Tensor, output: ExitOutput):
     """Mean of (batch, time) over real frames; NaN where there is none."""
+    if min(output.frames.tolist(), default=0) == values.shape[1]:
+        return values.mean(dim=1)  # no padding, and no time for masks
     total = values.masked_fill(~output.mask, 0.0).sum(dim=1)
     return total / output.frames_on_device
 

@@ -22,6 +22,10 @@ from speechbrain_ee.files import replacing
 from speechbrain_ee.heads.output import LOWEST, ExitOutput
 
 WEIGHTS, FACTS = "branches.safetensors", "branches.json"
+# While the mean logit lies so near to 0, and Σ exp(z) hence within e^±20 or so,
+# no shift is needed: the entropy is off by some 1e-6 nats, as sums of float32
+# are.
+_SAFE = 20.0
 _TRAIN = "Train branches for this upstream by MiniSUPERB's train_branches.py"
 
 
@@ -34,8 +38,7 @@ class BranchOutput(ExitOutput):
     Arguments
     ---------
     logits : torch.Tensor
-        Shape (batch, time, clusters), float32. They may be shifted in place,
-        which changes no distribution.
+        Shape (batch, time, clusters), float32.
     frames : torch.Tensor
         As for ExitOutput, as are the next four.
     exit_layer : int
@@ -85,17 +88,22 @@ class BranchOutput(ExitOutput):
     @cached_property
     def frame_entropies(self) -> torch.Tensor:
         """See ``ExitOutput.frame_entropies``."""
-        # ln Σ exp(z) − Σ z exp(z) / Σ exp(z), where the largest z is 0: no part
-        # is negative, and nothing overflows. New memory costs as much as the
-        # arithmetic, hence in place.
-        logits = self.logits.sub_(self.logits.amax(dim=-1, keepdim=True))
+        # ln Σ exp(z) − Σ z exp(z) / Σ exp(z): each of these passes counts, as a
+        # branch should cost little beside its layer.
+        weights = self.logits.exp()
+        total = weights.sum(dim=-1)
+        mean = weights.mul_(self.logits).sum(dim=-1) / total
+        if mean.numel() == 0:
+            return mean
+        lowest, highest = (float(x) for x in mean.aminmax())
+        if -_SAFE < lowest and highest < _SAFE:  # not so if one is NaN
+            return total.log() - mean
+        # Far from there, or not finite: shifted, so that the largest z is 0.
+        logits = self.logits - self.logits.amax(dim=-1, keepdim=True)
         weights = logits.exp()
         total = weights.sum(dim=-1)
-        entropies = total.log() - weights.mul_(logits).sum(dim=-1) / total
-        if entropies.isnan().any():  # 0 times a logit of minus infinity, or NaN
-            products = logits.exp() * logits.clamp(min=LOWEST)
-            entropies = total.log() - products.sum(dim=-1) / total
-        return entropies
+        products = weights.mul_(logits.clamp_(min=LOWEST))
+        return total.log() - products.sum(dim=-1) / total
 
     @cached_property
     def hypotheses(self) -> list[tuple[int, ...]]:
