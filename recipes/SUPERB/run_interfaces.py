@@ -295,7 +295,8 @@ def summarise(table):
     pandas.DataFrame
         A row per set, upstream and interface. Intervals are of the bootstrap
         over utterances, whose errors are the mean over seeds; ``seeds_sd`` is
-        the standard deviation of the error rate over seeds.
+        the standard deviation of the error rate over seeds. A difference is
+        that of the seeds that both have.
     """
     rows = []
     for name, part in table.groupby(level="set"):
@@ -307,7 +308,7 @@ def summarise(table):
             model: part[[x for x in part if x.startswith(f"{model}/")]]
             for model in models
         }
-        base = mean.get(f"hubert/{BASELINE}")
+        base = f"hubert/{BASELINE}"
         for model, errors in mean.items():
             rates = 100 * errors.sum() / lengths.sum()
             each = errors.mean(axis=1).to_numpy()
@@ -315,9 +316,16 @@ def summarise(table):
             row = {"set": name, "model": model, "seeds": len(rates)}
             row |= {"error_rate": rate.value, "low": rate.low}
             row |= {"high": rate.high, "seeds_sd": rates.std()}
-            if base is not None and errors is not base:
+            pairs = {
+                run: other
+                for run in errors
+                if (other := f"{base}/{run.rsplit('/', 1)[1]}") in part
+            }
+            if pairs and model != base:
                 difference = bootstrap.difference_interval(
-                    each, base.mean(axis=1).to_numpy(), lengths
+                    part[list(pairs)].mean(axis=1).to_numpy(),
+                    part[list(pairs.values())].mean(axis=1).to_numpy(),
+                    lengths,
                 )
                 row["difference"] = difference.value
                 row["difference_low"] = difference.low

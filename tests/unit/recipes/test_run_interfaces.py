@@ -70,6 +70,10 @@ def test_differences_are_paired_and_over_seeds():
     assert concat["seeds_sd"] == pytest.approx(60 / np.sqrt(2))
     assert concat["difference_low"] < concat["difference"] == pytest.approx(30)
 
+    fewer = SCRIPT["summarise"](table.drop(columns="hubert/weighted_sum/2"))
+    concat = fewer.set_index("model").loc["hubert/concat"]
+    assert concat["difference"] == pytest.approx(60)  # of the seed both have
+
 
 def test_what_is_kept_is_not_trained_again():
     index = pd.MultiIndex.from_tuples(
