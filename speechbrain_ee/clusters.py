@@ -9,6 +9,7 @@ Authors
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -121,8 +122,78 @@ class Clusters(torch.nn.Module):
             return cls(centroids, float(file["inertia"]), str(file["source"]))
 
 
-class ClusterTargets(torch.nn.Module):
+class FrameTargets(torch.nn.Module, ABC):
     """Waveforms to the cluster of each frame; nothing is trained.
+
+    Subclasses say what the cluster of a state is, and how many there are.
+
+    Arguments
+    ---------
+    upstream : LayerwiseEncoder
+        Whose states are told apart.
+    layer : int
+        Of which layer.
+    subsampling : int
+        One label is given for so many states, that of the one in the middle.
+    """
+
+    num_clusters: int
+
+    def __init__(
+        self, upstream: LayerwiseEncoder, layer: int, subsampling: int = 1
+    ):
+        super().__init__()
+        self.upstream = upstream
+        self.layer = layer
+        self.subsampling = subsampling
+
+    def train(self, mode: bool = True):
+        """Evaluation mode stays on."""
+        return super().train(False)
+
+    @abstractmethod
+    def label(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The clusters of states that are there already.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            States of ``layer``, before the encoder's final norm, of shape
+            (batch, time, channel).
+
+        Returns
+        -------
+        torch.Tensor
+            int64 of shape (batch, labels).
+        """
+
+    @torch.no_grad()
+    def forward(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The clusters of an utterance.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms of shape (batch, samples).
+        wav_lens : torch.Tensor, optional
+            Lengths relative to the longest, of shape (batch,).
+
+        Returns
+        -------
+        labels : torch.Tensor
+            int64 of shape (batch, time).
+        frames : torch.Tensor
+            Real labels of each utterance, int64 of shape (batch,), on the CPU.
+        """
+        (hidden,), frames = self.upstream(wavs, wav_lens, layers=[self.layer])
+        middle, step = self.subsampling // 2, self.subsampling
+        return self.label(hidden), (frames - middle + step - 1) // step
+
+
+class ClusterTargets(FrameTargets):
+    """Waveforms to the nearest centroid of each frame's state.
 
     Arguments
     ---------
@@ -153,7 +224,7 @@ class ClusterTargets(torch.nn.Module):
         clusters: Clusters,
         subsampling: int = 1,
     ):
-        super().__init__()
+        super().__init__(upstream, layer, subsampling)
         check_layers([layer], upstream.num_layers, first=0)
         width = upstream.state_sizes[layer]
         if clusters.centroids.shape[1] != width:
@@ -162,10 +233,7 @@ class ClusterTargets(torch.nn.Module):
                 f"layer {layer} of the encoder {width}: they were found on "
                 f"other states ({clusters.source})."
             )
-        self.upstream = upstream
-        self.layer = layer
         self.clusters = clusters
-        self.subsampling = subsampling
         self.requires_grad_(False).eval()
 
     @property
@@ -173,51 +241,12 @@ class ClusterTargets(torch.nn.Module):
         """How many clusters there are."""
         return len(self.clusters)
 
-    def train(self, mode: bool = True):
-        """Evaluation mode stays on."""
-        return super().train(False)
-
     @torch.no_grad()
     def label(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The clusters of states that are there already.
-
-        Arguments
-        ---------
-        hidden : torch.Tensor
-            States of ``layer``, of shape (batch, time, channel).
-
-        Returns
-        -------
-        torch.Tensor
-            int64 of shape (batch, labels).
-        """
+        """See ``FrameTargets.label``."""
         return self.clusters(
             hidden[:, self.subsampling // 2 :: self.subsampling]
         )
-
-    @torch.no_grad()
-    def forward(
-        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The clusters of an utterance.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms of shape (batch, samples).
-        wav_lens : torch.Tensor, optional
-            Lengths relative to the longest, of shape (batch,).
-
-        Returns
-        -------
-        labels : torch.Tensor
-            int64 of shape (batch, time).
-        frames : torch.Tensor
-            Real labels of each utterance, int64 of shape (batch,), on the CPU.
-        """
-        (hidden,), frames = self.upstream(wavs, wav_lens, layers=[self.layer])
-        middle, step = self.subsampling // 2, self.subsampling
-        return self.label(hidden), (frames - middle + step - 1) // step
 
 
 def labels_per_frame(

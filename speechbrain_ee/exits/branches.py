@@ -20,7 +20,6 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_ee.encoders.base import check_layers
 from speechbrain_ee.exits.scores import get_score
 from speechbrain_ee.exits.selectors import (
     DepthWindow,
@@ -152,16 +151,10 @@ class BranchExits:
         ValueError
             If a layer has no branch, or thresholds do not fit the exits.
         """
-        known = branches.exit_layers
-        if self.layers is not None:
-            check_layers(self.layers, known[-1])
-            without = sorted(set(self.layers) - set(known))
-            if without:
-                raise ValueError(
-                    f"layers: {', '.join(map(str, without))} without a branch; "
-                    f"there are branches at {known}."
-                )
-        self._layers = list(known) if self.layers is None else self.layers
+        self._layers = self.layers
+        if self.layers is None:
+            self._layers = list(branches.exit_layers)
+        branches.check_layers(self._layers)
         self._thresholds = None
         if self.threshold is not None:
             rule = Threshold(self.score, self.threshold)

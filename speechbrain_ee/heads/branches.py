@@ -175,6 +175,27 @@ class ClusterBranches(torch.nn.Module):
             }
         )
 
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raise unless the layers rise and each of them has a branch.
+
+        Arguments
+        ---------
+        layers : sequence of int
+            Layer indices.
+
+        Raises
+        ------
+        ValueError
+            Naming those at fault.
+        """
+        check_layers(layers, self.exit_layers[-1])
+        without = sorted(set(layers) - set(self.exit_layers))
+        if without:
+            raise ValueError(
+                f"layers: {', '.join(map(str, without))} without a branch; "
+                f"there are branches at {self.exit_layers}."
+            )
+
     def logits(self, hidden: torch.Tensor, exit_layer: int) -> torch.Tensor:
         """Cluster scores of one branch.
 

@@ -16,6 +16,7 @@ from torch.serialization import (
     safe_globals,
 )
 
+from speechbrain_ee.clusters import FrameTargets
 from speechbrain_ee.encoders import LayerwiseEncoder
 
 logger = get_logger(__name__)
@@ -234,7 +235,7 @@ def _read_fairseq(path):
     return weights, temperature, len(labels)
 
 
-class HeadTargets(torch.nn.Module):
+class HeadTargets(FrameTargets):
     """Waveforms to the cluster that a model's own head tells of each frame.
 
     The targets of DAISY (arXiv 2406.05464): the most probable cluster, by the
@@ -258,7 +259,7 @@ class HeadTargets(torch.nn.Module):
     """
 
     def __init__(self, upstream: LayerwiseEncoder, head: ClusterHead):
-        super().__init__()
+        super().__init__(upstream, upstream.num_layers)
         width = upstream.state_sizes[-1]
         if head.final_proj.in_features != width:
             raise ValueError(
@@ -266,8 +267,6 @@ class HeadTargets(torch.nn.Module):
                 f"channels, the upstream's output has {width}: they do not "
                 "belong together."
             )
-        self.upstream = upstream
-        self.layer = upstream.num_layers
         self.head = head
         self.requires_grad_(False).eval()
 
@@ -276,46 +275,7 @@ class HeadTargets(torch.nn.Module):
         """How many clusters there are."""
         return self.head.num_clusters
 
-    def train(self, mode: bool = True):
-        """Evaluation mode stays on."""
-        return super().train(False)
-
     @torch.no_grad()
     def label(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The clusters of states that are there already.
-
-        Arguments
-        ---------
-        hidden : torch.Tensor
-            States of ``layer``, the last one, before the encoder's final norm,
-            of shape (batch, time, channel).
-
-        Returns
-        -------
-        torch.Tensor
-            int64 of shape (batch, time).
-        """
+        """See ``FrameTargets.label``."""
         return self.head(self.upstream.final_norm(hidden)).argmax(dim=-1)
-
-    @torch.no_grad()
-    def forward(
-        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The clusters of an utterance.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms of shape (batch, samples).
-        wav_lens : torch.Tensor, optional
-            Lengths relative to the longest, of shape (batch,).
-
-        Returns
-        -------
-        labels : torch.Tensor
-            int64 of shape (batch, time).
-        frames : torch.Tensor
-            Real labels of each utterance, int64 of shape (batch,), on the CPU.
-        """
-        (hidden,), frames = self.upstream(wavs, wav_lens, layers=[self.layer])
-        return self.label(hidden), frames
