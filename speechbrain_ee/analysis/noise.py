@@ -54,7 +54,8 @@ _NOTES = (
     "tells whether it is right to go deeper in noise. Differences are the rule "
     "minus the fixed exit: below 0 the rule makes fewer errors.",
     "A threshold that was not given (`--rule`) is the one whose mean exit on "
-    "these utterances is nearest to that asked for; errors have no part in it.",
+    "these utterances is nearest to `--layers`, or else to that of the first "
+    "run that chooses exits, or to the middle exit; errors have no part in it.",
 )
 
 
