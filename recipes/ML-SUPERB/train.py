@@ -2,8 +2,8 @@
 r"""Train and evaluate the recogniser of ML-SUPERB behind a frozen upstream.
 
 What combines the layers of the upstream is a block of ``hparams/interfaces``,
-the upstream one of ``hparams/upstreams``. There is a YAML for each track.
-To run this recipe:
+the upstream one of ``hparams/upstreams``, where utterances leave it one of
+``hparams/exits``. There is a YAML for each track. To run this recipe:
 
 > python train.py hparams/monolingual_asr.yaml --data_folder ML-SUPERB
 > python train.py hparams/monolingual_asr.yaml --data_folder ML-SUPERB \
@@ -23,9 +23,11 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain_ee.batches import SortedBatches
 from speechbrain_ee.experiment import (
     evaluate_downstream,
+    fit_downstream_parts,
     load_experiment,
     make_label_datasets,
 )
+from speechbrain_ee.noise import NoiseFolder, noisy_sets
 
 BLOCKS = Path(__file__).resolve().parents[2] / "hparams"
 
@@ -45,6 +47,11 @@ if __name__ == "__main__":
         valid=hparams["valid_csv"],
         tests={"test": hparams["test_csv"]},
     )
+    groups = hparams["groups"]
+    if hparams["noise_folder"] is not None:
+        noise = NoiseFolder(hparams["noise_folder"], hparams["noise_seed"])
+        tests = noisy_sets(tests, noise, hparams["test_snrs"])
+        groups = {**groups, "snr": "snr"}
 
     # As many outputs as the data has labels.
     downstream = hparams["downstream"](labels=len(label_encoder))
@@ -70,7 +77,12 @@ if __name__ == "__main__":
             hparams["cache_dtype"],
         )
 
-    brain.fit_interface(train, hparams["valid_dataloader_opts"])
+    fit_downstream_parts(
+        brain,
+        train,
+        output_folder=hparams["output_folder"],
+        loader_kwargs=hparams["valid_dataloader_opts"],
+    )
     brain.fit(
         hparams["epoch_counter"],
         train,
@@ -87,6 +99,6 @@ if __name__ == "__main__":
         ("dev", valid),
         tests,
         output_folder=hparams["output_folder"],
-        groups=hparams["groups"],
+        groups=groups,
         loader_kwargs=hparams["test_dataloader_opts"],
     )
