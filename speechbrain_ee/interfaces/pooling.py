@@ -77,6 +77,14 @@ class CLSPooling(LayerInterface):
         """See ``LayerInterface``."""
         states = torch.stack(self.filled(states), dim=2) + self.positions
         cls = self.cls.expand(*states.shape[:2], 1, -1)
-        tokens = torch.cat([cls, states], dim=2)
-        output = self.transformer(tokens.flatten(end_dim=1))[:, 0]
-        return output.unflatten(0, states.shape[:2])
+        tokens = torch.cat([cls, states], dim=2).flatten(end_dim=1)
+        *layers, last = self.transformer.layers
+        for layer in layers:
+            tokens = layer(tokens)
+        # Nobody reads what the last layer makes of the other tokens.
+        output = tokens[:, :1]
+        read, _ = last.self_attn(output, tokens, tokens, need_weights=False)
+        output = last.norm1(output + last.dropout1(read))
+        inner = last.dropout(last.activation(last.linear1(output)))
+        output = last.norm2(output + last.dropout2(last.linear2(inner)))
+        return output.unflatten(0, states.shape[:2])[:, :, 0]

@@ -416,8 +416,9 @@ def test_convolutions_that_do_not_fit(options, told):
         HierarchicalConv([4] * 5, **options)
 
 
-def test_pooling_reads_each_frame_and_the_order_of_layers():
-    interface = make(CLSPooling)
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_pooling_reads_each_frame_and_the_order_of_layers(num_layers):
+    interface = make(CLSPooling, num_layers=num_layers)
     states = make_states([WIDTH] * 5)
     output = interface(states)
     # By hand: the token, then the states with their positions.
