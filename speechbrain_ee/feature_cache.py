@@ -150,7 +150,10 @@ class FeatureCache:
             self._compute,
             [folder, name, records, dataset, batch_size, progressbar],
         )
-        features = np.memmap(folder / "features.bin", self.dtype, "r")
+        # Copy on write, as tensors must be of what could be written.
+        features = torch.from_numpy(
+            np.memmap(folder / "features.bin", self.dtype, "c")
+        )
         done = np.fromfile(folder / "done.bin", np.uint8)
         offsets = self._offsets(records)
         for record, offset, whole in zip(records, offsets, done):
@@ -200,10 +203,7 @@ class FeatureCache:
         for row, (record, start, features) in enumerate(found):
             for state, size in zip(states, self.sizes):
                 stop = start + record[-1] * size
-                piece = np.array(features[start:stop])
-                state[row, : record[-1]] = torch.from_numpy(piece).view(
-                    -1, size
-                )
+                state[row, : record[-1]] = features[start:stop].view(-1, size)
                 start = stop
         return states, frames
 

@@ -109,6 +109,8 @@ class DownstreamBrain(RecipeBrain):
         self._costs = {}  # of layers and branches, by the exits that are read
         self._prepare_exits()
         self.departures = {}  # where utterances left in evaluation, by id
+        # Where they leave in training, if that is always the same layer.
+        self._training_exits = {}
 
     def _prepare_exits(self):
         """Raise unless the exits fit the upstream and its branches."""
@@ -433,18 +435,28 @@ class DownstreamBrain(RecipeBrain):
             left = loop(*batch.sig, ids=list(batch.id), on_leave=note)
             return groups, left.frames
         states, frames = self.states(batch, layers[-1])
-        with torch.no_grad():
-            outputs = self._read(states, frames, batch.id, layers)
-            taken = exits_taken(selector, outputs)
-        for output in outputs:
-            rows = (taken == output.exit_layer).nonzero().flatten()
-            ran = states[: output.exit_layer + 1]
-            if len(rows) == len(taken):
-                note(output, rows, ran)
-            elif len(rows) > 0:
+        outputs, known = {}, self._training_exits if training else {}
+        if not known.keys() >= set(batch.id):
+            with torch.no_grad():
+                read = self._read(states, frames, batch.id, layers)
+                taken = exits_taken(selector, read).tolist()
+            outputs = {output.exit_layer: output for output in read}
+            known = dict(zip(batch.id, taken, strict=True))
+            fixed = self.cache is not None and isinstance(
+                self.exits, BranchExits
+            )
+            if training and fixed:
+                self._training_exits |= known
+        taken = torch.tensor([known[name] for name in batch.id])
+        for layer in taken.unique().tolist():
+            rows = (taken == layer).nonzero().flatten()
+            ran, output = states[: layer + 1], outputs.get(layer)
+            if len(rows) < len(taken):
                 longest, place = int(frames[rows].max()), rows.to(self.device)
                 ran = [state[place, :longest] for state in ran]
-                note(output.keep(rows, selector.history), rows, ran)
+                if output is not None:
+                    output = output.keep(rows, selector.history)
+            note(output, rows, ran)
         return groups, frames
 
     def _rule(self, stage) -> tuple[list[int], ExitSelector] | None:

@@ -209,6 +209,21 @@ def test_a_window_reads_few_branches(data, upstream, tmp_path):
     assert left <= {lowest, highest}
 
 
+def test_training_from_a_cache_reads_branches_once(data, upstream, tmp_path):
+    exits = mixed(data, upstream, tmp_path)
+    brain = make_brain(data, upstream, exits)
+    expected, _ = brain.features(batch_of(data), sb.Stage.TRAIN)
+    brain.use_cache(tmp_path / "cache", {"train": dataset(data)})
+    read, seen = brain.branches.read, []
+    brain.branches.read = lambda *args: seen.append(args[2]) or read(*args)
+    for names in (SAMPLES, SAMPLES, reversed(SAMPLES)):
+        batch = batch_of(data, names)
+        found, _ = brain.features(batch, sb.Stage.TRAIN)
+        place = [batch.id.index(name) for name in SAMPLES]
+        assert torch.allclose(found[place], expected, atol=1e-5)
+    assert seen == exits.exit_layers(training=True)
+
+
 @pytest.mark.parametrize("exits", ["mixed", "random", "fixed"])
 def test_a_cache_changes_nothing(exits, data, upstream, tmp_path):
     made = {
