@@ -2,12 +2,10 @@
 """Interfaces on recognition, languages and speakers: train all of the section
 "Interfaces on real speech" of docs/results.md.
 
-Wants a HuBERT as pretrain_hubert.py writes it; a folder in LibriSpeech's layout
-with the splits train, dev, test (read English) and commands_train,
-commands_dev, commands_test; a folder for each further language with train.tsv,
-dev.tsv and test.tsv (columns id and file); and noise as audio files. Runs that
-are done, or whose errors are kept in docs/results/interfaces, are skipped, so
-the command can be stopped and given again. To run:
+Wants a HuBERT as pretrain_hubert.py writes it, speech as real_speech.py takes
+it, and noise as audio files. Runs that are done, or whose errors are kept in
+docs/results/interfaces, are skipped, so the command can be stopped and given
+again. To run:
 
 > python run_interfaces.py --hubert FOLDER --english FOLDER \
       --languages FOLDER --noise FOLDER --jobs 2
@@ -17,34 +15,29 @@ Authors
 """
 
 import argparse
-import csv
-import os
-import random
-import shutil
-import subprocess
 import sys
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
-import soundfile
-from scipy.signal import resample_poly
+from real_speech import (
+    HERE,
+    make_data,
+    make_languages,
+    make_mlsuperb_commands,
+    make_speakers,
+    run_recipe,
+)
 
 from speechbrain_ee.analysis.statistics import Bootstrap
-from speechbrain_ee.corpora.noise import soften
 
-HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "interfaces"
 KEPT = HERE.parents[1] / "docs" / "results" / "interfaces"
 ERRORS = KEPT / "errors.csv"
 ROWS = ["set", "id", "ref_len"]
 SEEDS = (1234, 1235, 1236)
-SAMPLE_RATE = 16000
-SECONDS = 4  # of an utterance whose language is asked
-SPLITS = ("train", "dev", "test")
 BASELINE = "weighted_sum"
 # A weighted sum with a task model that is larger by as many parameters as the
 # hierarchical convolution has with 13 states of width 128.
@@ -84,6 +77,11 @@ TASKS = {
         ("--proj_size=256", "--proj_size=1011"),
     ),
 }
+MAKERS = {
+    "commands": make_mlsuperb_commands,
+    "languages": make_languages,
+    "speakers": make_speakers,
+}
 RUNS = [
     (task, upstream, interface, seed)
     for task, seed in product(TASKS, SEEDS)
@@ -92,103 +90,6 @@ RUNS = [
         ("fbank", BASELINE),  # one state: there is nothing to combine
     )
 ]
-
-
-def read_librispeech(folder):
-    """Utterances of a split: a list of (file, speaker, text)."""
-    found = []
-    for transcripts in sorted(folder.glob("*/*/*.trans.txt")):
-        for line in transcripts.read_text(encoding="utf-8").splitlines():
-            name, text = line.split(maxsplit=1)
-            file = transcripts.parent / f"{name}.flac"
-            found.append((file, transcripts.parts[-3], text))
-    return found
-
-
-def make_commands(folder, options):
-    """The commands in ML-SUPERB's layout."""
-    target = folder / "commands" / "eng"
-    (target / "wav").mkdir(parents=True)
-    names = zip(("1h_train", "10min_dev", "10min_test"), SPLITS, strict=True)
-    for name, split in names:
-        lines = []
-        for file, _, text in read_librispeech(
-            options.english / f"commands_{split}"
-        ):
-            wave, rate = soundfile.read(file)
-            soundfile.write(target / "wav" / f"{file.stem}.wav", wave, rate)
-            lines.append(f"{file.stem} {file.stem} {text}\n")
-        path = target / f"transcript_{name}.txt"
-        path.write_text("".join(lines), encoding="utf-8")
-
-
-def make_languages(folder, options):
-    """Languages: the first seconds of utterances, and nothing above 4 kHz."""
-    (folder / "audio").mkdir(parents=True)
-    for split in SPLITS:
-        files = [
-            (file.stem, file, "en")
-            for file, *_ in read_librispeech(options.english / split)
-        ]
-        for table in sorted(options.languages.glob(f"*/{split}.tsv")):
-            with open(table, encoding="utf-8") as lines:
-                files += [
-                    (row["id"], table.parent / row["file"], table.parent.name)
-                    for row in csv.DictReader(lines, delimiter="\t")
-                ]
-        rows = []
-        for name, file, language in files:
-            wave, _ = soundfile.read(file, frames=SECONDS * SAMPLE_RATE)
-            narrow = soften(resample_poly(resample_poly(wave, 1, 2), 2, 1))
-            path = folder / "audio" / f"{name}.flac"
-            soundfile.write(path, narrow, SAMPLE_RATE)
-            rows.append((name, path, language))
-        write_csv(folder / f"{split}.csv", rows)
-
-
-def make_speakers(folder, options):
-    """Utterances of each speaker of the commands, shared out anew."""
-    folder.mkdir(parents=True)
-    of_speaker = defaultdict(list)
-    for split in SPLITS:
-        for file, speaker, _ in read_librispeech(
-            options.english / f"commands_{split}"
-        ):
-            of_speaker[speaker].append(file)
-    tables = {split: [] for split in SPLITS}
-    for speaker, files in sorted(of_speaker.items()):
-        if len(files) < 5:
-            continue
-        random.Random(speaker).shuffle(files)
-        ends = (len(files) * 6 // 10, len(files) * 8 // 10, len(files))
-        for split, start, end in zip(SPLITS, (0, *ends), ends, strict=False):
-            for file in files[start:end]:
-                tables[split].append((file.stem, file, speaker))
-    for split, rows in tables.items():
-        write_csv(folder / f"{split}.csv", rows)
-
-
-def write_csv(path, rows):
-    """A table as recipes/SUPERB takes it."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("ID", "wav", "label"), *rows])
-
-
-def make_data(options):
-    """Make the data of each task, unless it is there."""
-    makers = (make_commands, make_languages, make_speakers)
-    for task, make in zip(TASKS, makers, strict=True):
-        folder = RESULTS / "data" / task
-        if folder.exists():
-            continue
-        started = folder.with_name(f"{task}.started")
-        shutil.rmtree(started, ignore_errors=True)
-        make(started, options)
-        for table in started.glob("*.csv"):
-            text = table.read_text(encoding="utf-8")
-            text = text.replace(str(started), str(folder))
-            table.write_text(text, encoding="utf-8")
-        started.rename(folder)
 
 
 def folder_of(task, upstream, interface, seed):
@@ -213,38 +114,18 @@ def train(run, options):
     """
     task, upstream, interface, seed = run
     script, hparams_file, overrides, sizes = TASKS[task]
-    output = folder_of(*run)
-    if (output / "report.md").is_file():
-        return True
-    output.mkdir(parents=True, exist_ok=True)
     data = RESULTS / "data" / task
     source = f"{{source: {options.hubert}}}"
     block = BASELINE if interface == MATCHED else interface
-    with open(output / "console.txt", "a", encoding="utf-8") as console:
-        done = subprocess.run(
-            [
-                *(sys.executable, script, hparams_file),
-                *(
-                    one.format(data=data, noise=options.noise)
-                    for one in overrides
-                ),
-                f"--upstream={source if upstream == 'hubert' else upstream}",
-                *(f"--interface={block}", sizes[interface == MATCHED]),
-                f"--feature_cache={RESULTS / 'cache' / f'{task}_{upstream}'}",
-                *(f"--seed={seed}", f"--output_folder={output}"),
-                *("--num_workers=0", "--noprogressbar"),
-            ],
-            cwd=HERE,
-            # More threads than processes slow each other down.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=console,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode:
-        print(f"{output.name}: failed, see {output / 'console.txt'}")
-    else:
-        print(f"{output.name}: done", flush=True)
-    return done.returncode == 0
+    return run_recipe(
+        folder_of(*run),
+        *(script, hparams_file),
+        *(one.format(data=data, noise=options.noise) for one in overrides),
+        f"--upstream={source if upstream == 'hubert' else upstream}",
+        *(f"--interface={block}", sizes[interface == MATCHED]),
+        f"--feature_cache={RESULTS / 'cache' / f'{task}_{upstream}'}",
+        f"--seed={seed}",
+    )
 
 
 def read_kept():
@@ -347,7 +228,7 @@ def main():
         "--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS
     )
     options = parser.parse_args()
-    make_data(options)
+    make_data(MAKERS, RESULTS, options)
     runs = [
         run
         for run in RUNS
