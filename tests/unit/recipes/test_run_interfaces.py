@@ -1,19 +1,14 @@
 """Tests of the script that compares interfaces on real speech."""
 
-import argparse
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 
 from speechbrain_ee.downstreams import ConvTransformerCTC, UtteranceClassifier
 from speechbrain_ee.interfaces import HierarchicalConv, WeightedSum
+from tests.unit.recipes.scripts import load_script
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "SUPERB"
-SCRIPT = runpy.run_path(RECIPE / "run_interfaces.py")
+SCRIPT = load_script("recipes/SUPERB/run_interfaces.py")
 STATES = [128] * 13  # of the small HuBERT
 
 
@@ -85,31 +80,3 @@ def test_what_is_kept_is_not_trained_again():
     assert is_kept(("speakers", "hubert", "concat", 1234), kept)
     assert not is_kept(("commands", "hubert", "concat", 1234), kept)
     assert not is_kept(("speakers", "hubert", "concat", 1235), kept)
-
-
-@pytest.fixture
-def options(tmp_path):
-    """Ten utterances of each of two speakers, and one of a third."""
-    for speaker, count in ("1", 10), ("2", 10), ("3", 1):
-        folder = tmp_path / "commands_train" / speaker / "1"
-        folder.mkdir(parents=True)
-        lines = []
-        for i in range(count):
-            name = f"{speaker}-1-{i:04d}"
-            soundfile.write(folder / f"{name}.flac", np.zeros(1600), 16000)
-            lines.append(f"{name} A LATTE\n")
-        (folder / f"{speaker}-1.trans.txt").write_text("".join(lines))
-    return argparse.Namespace(english=tmp_path)
-
-
-def test_speakers_are_shared_out_without_overlap(options, tmp_path):
-    folder = tmp_path / "speakers"
-    SCRIPT["make_speakers"](folder, options)
-    tables = {
-        split: pd.read_csv(folder / f"{split}.csv")
-        for split in SCRIPT["SPLITS"]
-    }
-    assert [len(table) for table in tables.values()] == [12, 4, 4]
-    everything = pd.concat(tables.values())
-    assert everything["ID"].is_unique
-    assert all(set(table["label"]) == {1, 2} for table in tables.values())
