@@ -66,6 +66,8 @@ class DownstreamBrain(RecipeBrain):
     branches : str or Path, optional
         A folder that ``save_branches`` wrote. They become the module
         ``branches``, which stays as it is.
+    branch_dtype : str
+        As ``load_branches`` takes it.
     **kwargs
         Those of ``RecipeBrain``.
 
@@ -82,11 +84,12 @@ class DownstreamBrain(RecipeBrain):
         metric: str = "error_rate",
         exits: BranchExits | ExitSelector | str | Mapping | None = None,
         branches: str | Path | None = None,
+        branch_dtype: str = "float32",
         **kwargs,
     ):
         if branches is not None:
             modules = kwargs["modules"]
-            loaded = load_branches(branches, modules["upstream"])
+            loaded = load_branches(branches, modules["upstream"], branch_dtype)
             kwargs["modules"] = {**modules, "branches": loaded}
         super().__init__(**kwargs)
         self.metric = metric

@@ -22,6 +22,7 @@ from speechbrain_ee.files import replacing
 from speechbrain_ee.heads.output import LOWEST, ExitOutput
 
 WEIGHTS, FACTS = "branches.safetensors", "branches.json"
+DTYPES = ("float32", "bfloat16")
 # While the mean logit lies so near to 0, and Σ exp(z) hence within e^±20 or so,
 # no shift is needed: the entropy is off by some 1e-6 nats, as sums of float32
 # are.
@@ -211,7 +212,8 @@ class ClusterBranches(torch.nn.Module):
         torch.Tensor
             Shape (…, clusters), before the softmax.
         """
-        return self.linear[str(exit_layer)](hidden)
+        linear = self.linear[str(exit_layer)]
+        return linear(hidden.to(linear.weight.dtype))
 
     def forward(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """All branches at once, for training.
@@ -323,7 +325,9 @@ def read_facts(folder: str | Path) -> dict:
 
 
 def load_branches(
-    folder: str | Path, upstream: LayerwiseEncoder | None = None
+    folder: str | Path,
+    upstream: LayerwiseEncoder | None = None,
+    dtype: str = "float32",
 ) -> ClusterBranches:
     """Branches that were trained before, frozen.
 
@@ -333,6 +337,9 @@ def load_branches(
         What ``save_branches`` wrote.
     upstream : LayerwiseEncoder, optional
         Whose states they are to read, in evaluation mode.
+    dtype : str
+        What they compute their logits in: ``float32``, or ``bfloat16``, which
+        is faster where the hardware has it. Entropies are float32 of either.
 
     Returns
     -------
@@ -345,8 +352,10 @@ def load_branches(
         If the folder holds no branches.
     ValueError
         If they were trained on an upstream of another width or depth, or of
-        other weights or settings.
+        other weights or settings; for another ``dtype``.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}.")
     facts = read_facts(folder)
     if upstream is not None:
         _check_upstream(folder, facts, upstream)
@@ -355,7 +364,7 @@ def load_branches(
     )
     weights = _safetensors().load_file(Path(folder) / WEIGHTS)
     branches.load_state_dict(weights)
-    return branches.requires_grad_(False).eval()
+    return branches.requires_grad_(False).eval().to(getattr(torch, dtype))
 
 
 def _safetensors():

@@ -195,6 +195,22 @@ def test_saved_branches_are_the_same_and_frozen(saved):
     assert facts["input_size"] == 16 and facts["num_clusters"] == 7
 
 
+def test_in_half_precision_entropies_are_nearly_the_same(saved):
+    torch.manual_seed(0)
+    hidden, frames = torch.randn(2, 9, 16), torch.tensor([9, 5])
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        branches = load_branches(saved, dtype=dtype)
+        output = branches.read(hidden, frames, 1)
+        assert output.logits.dtype == torch.float32
+        found[dtype] = get_score("entropy")(output)
+    exact, near = found.values()
+    assert torch.allclose(near, exact, atol=0.02)
+    assert not torch.equal(near, exact)
+    with pytest.raises(ValueError, match="dtype: 'half' is none of float32"):
+        load_branches(saved, dtype="half")
+
+
 def test_branches_of_another_upstream_are_refused(saved):
     wide = make_upstream(hidden_size=32)
     with pytest.raises(
