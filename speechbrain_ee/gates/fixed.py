@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from speechbrain_ee.encoders.base import EncoderState
 from speechbrain_ee.gates.base import LayerGate, keep_top, same_for_all
 
 

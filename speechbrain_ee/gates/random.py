@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from speechbrain_ee.encoders.base import EncoderState
 from speechbrain_ee.gates.base import LayerGate, keep_top, same_for_all
 
 
