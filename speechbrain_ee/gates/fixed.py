@@ -18,6 +18,7 @@ class RunAll(LayerGate):
 
     Example
     -------
+    >>> from speechbrain_ee.encoders import EncoderState
     >>> gate = RunAll()
     >>> gate.prepare(num_layers=3, width=8)
     >>> gate.plan(EncoderState(torch.zeros(1, 5, 8), torch.tensor([5])))
@@ -46,6 +47,7 @@ class FixedMask(LayerGate):
 
     Example
     -------
+    >>> from speechbrain_ee.encoders import EncoderState
     >>> gate = FixedMask(every=2)
     >>> gate.prepare(num_layers=4, width=8)
     >>> gate.plan(EncoderState(torch.zeros(1, 5, 8), torch.tensor([5])))
@@ -111,6 +113,7 @@ class FirstN(LayerGate):
 
     Example
     -------
+    >>> from speechbrain_ee.encoders import EncoderState
     >>> gate = FirstN(target_layers=1)
     >>> gate.prepare(num_layers=3, width=8)
     >>> gate.plan(EncoderState(torch.zeros(1, 5, 8), torch.tensor([5])))
@@ -159,6 +162,7 @@ class GreedyMasks(LayerGate):
 
     Example
     -------
+    >>> from speechbrain_ee.encoders import EncoderState
     >>> gate = GreedyMasks(target_layers=1)
     >>> gate.prepare(num_layers=3, width=8)
     >>> state = EncoderState(torch.zeros(1, 5, 8), torch.tensor([5]))

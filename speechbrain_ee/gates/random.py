@@ -30,6 +30,7 @@ class RandomN(LayerGate):
 
     Example
     -------
+    >>> from speechbrain_ee.encoders import EncoderState
     >>> gate = RandomN(target_layers=2)
     >>> gate.prepare(num_layers=4, width=8)
     >>> keys = torch.tensor([7, 8])
@@ -92,6 +93,7 @@ class BernoulliGate(RandomN):
 
     Example
     -------
+    >>> from speechbrain_ee.encoders import EncoderState
     >>> gate = BernoulliGate(p=0.5, rising=True)
     >>> gate.prepare(num_layers=4, width=8)
     >>> gate.chances.tolist()

@@ -67,7 +67,7 @@ ROWS = {
         target_layers=2,
     ),
     "input_conditioned layerwise": lambda: selector(
-        decides="layer_by_layer", balance_weight=0.1, target_layers=2
+        decides="layer_by_layer", balance_weight=0.1, target_layers=2.5
     ),
 }
 SERVING = [

@@ -51,7 +51,7 @@ def padded(wavs):
 
 def attached(encoder, row):
     """The encoder with a gate that does not treat all alike."""
-    torch.manual_seed(3)
+    torch.manual_seed(6)
     gate = ROWS[row]()
     encoder.attach(gate)
     for module in gate.modules():  # logits far from each other
@@ -234,8 +234,7 @@ def test_draws_of_training_go_by_seed_step_and_samples(row, wavs):
 
     def plans(batch, step):
         gate.step = step
-        state = encoder.begin(*padded(batch))
-        return encoder.step(state).plan.detach()
+        return walk(encoder, *padded(batch)).plan
 
     with torch.no_grad():
         first = plans(wavs, 0)
