@@ -124,6 +124,11 @@ class LayerGate(torch.nn.Module, ABC):
         self.target_layers = target_layers
 
     @property
+    def rule(self) -> str:
+        """What results call what the gate does in evaluation."""
+        return self.name
+
+    @property
     def keyed(self) -> bool:
         """Whether draws need the key of each utterance."""
         return self.target_layers is not None and bool(self.target_layers % 1)

@@ -146,8 +146,8 @@ class GreedyMasks(LayerGate):
     Backward greedy elimination is our choice: from all layers on, the layer is
     dropped whose loss hurts least on a development set, then the next. LDASR
     shows a mask found greedily and does not say how. In training all layers
-    run; masks stand in the ``state_dict``, and a checkpoint without them leaves
-    those that are there.
+    run; masks stand in the ``state_dict``, and a checkpoint of before they were
+    found leaves those that are there.
 
     Arguments
     ---------
@@ -248,8 +248,12 @@ class GreedyMasks(LayerGate):
 
 def _keep_masks(gate, state_dict, prefix, *_):
     """Say what is wrong with masks, and keep the own ones if there are none."""
+    if not state_dict.get(f"{prefix}found", False):
+        state_dict.update(
+            {f"{prefix}{name}": own for name, own in gate.named_buffers()}
+        )
     for name, own in gate.named_buffers():
-        given = state_dict.setdefault(f"{prefix}{name}", own)
+        given = state_dict[f"{prefix}{name}"]
         if given.shape != own.shape:
             raise ValueError(
                 f"gate: this checkpoint has greedy masks of {given.shape[1]} "

@@ -104,6 +104,7 @@ class BernoulliGate(RandomN):
     """
 
     name = "random"
+    rule = RandomN.name
 
     def __init__(
         self,

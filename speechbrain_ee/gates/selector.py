@@ -159,9 +159,10 @@ class InputConditionedGate(LayerGate):
 
     Arguments
     ---------
-    train_targets : sequence or mapping
+    train_targets : sequence or mapping, optional
         Numbers of layers, one of which is drawn each time; or ``{lowest: a,
-        highest: b}``, and any number between is drawn.
+        highest: b}``, and any number between is drawn (default: the numbers
+        from 1 to L).
     target_layers : float, optional
         In evaluation, where nobody says otherwise (default: the middle of
         ``train_targets``).
@@ -207,7 +208,7 @@ class InputConditionedGate(LayerGate):
 
     def __init__(
         self,
-        train_targets: Sequence[float] | Mapping[str, float],
+        train_targets: Sequence[float] | Mapping[str, float] | None = None,
         target_layers: float | None = None,
         summary: str = "statistics",
         decides: str = "at_once",
@@ -238,12 +239,12 @@ class InputConditionedGate(LayerGate):
             lowest, highest = train_targets["lowest"], train_targets["highest"]
             trained = [*range(math.ceil(lowest), math.floor(highest) + 1)]
             trained = sorted({lowest, *trained, highest})
-        else:
+        elif train_targets is not None:
             trained = sorted(train_targets)
-        if not trained:
-            raise ValueError("train_targets: name at least one.")
-        if target_layers is None:
-            target_layers = trained[len(trained) // 2]
+            if not trained:
+                raise ValueError("train_targets: name at least one.")
+        else:
+            trained = None
         super().__init__(target_layers, seed)
         self.trained = trained
         self.in_range = isinstance(train_targets, Mapping)
@@ -262,6 +263,10 @@ class InputConditionedGate(LayerGate):
     def build(self):
         """See ``LayerGate.build``."""
         layers, size = self.num_layers, self.hidden_size
+        if self.trained is None:
+            self.trained = list(range(1, layers + 1))
+        if self.default_target is None:
+            self.default_target = self.trained[(len(self.trained) - 1) // 2]
         for target in self.trained:
             check_count("train_targets", target, layers)
         self.summary = SUMMARIES[self.summary_kind](self.width, size)
