@@ -36,7 +36,7 @@ def selector(**options):
 ROWS = {
     "all": RunAll,
     "fixed mask": lambda: FixedMask(mask=[1, 0, 0, 1]),
-    "fixed text": lambda: FixedMask(mask="0110"),
+    "fixed text": lambda: FixedMask(mask="0111"),
     "fixed every": lambda: FixedMask(every=2),
     "fixed none": lambda: FixedMask(mask="0000", closing_norm=True),
     "first_n": lambda: FirstN(target_layers=2.5),
