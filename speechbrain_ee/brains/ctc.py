@@ -667,7 +667,7 @@ class EarlyExitCTC(RecipeBrain):
                 found = gate.search(partial(self._last_error_rate, loader))
             if if_main_process():
                 table = pd.DataFrame(found, columns=["layers_run", "WER"])
-                rows = gate.masks[table["layers_run"].to_numpy()].int().tolist()
+                rows = gate.masks[[n for n, _ in found]].int().tolist()
                 table["layers"] = ["".join(map(str, row)) for row in rows]
                 with replacing(Path(folder) / f"masks_{label}.csv") as file:
                     table.to_csv(file, index=False, float_format="%.4f")
