@@ -23,7 +23,11 @@ import torch
 from speechbrain.utils.logger import get_logger
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from speechbrain_ee.encoders.base import EncoderState, padding_mask
+from speechbrain_ee.encoders.base import (
+    EncoderState,
+    is_padded,
+    padding_mask,
+)
 from speechbrain_ee.gates.base import LayerGate, check_count, keep_top
 
 logger = get_logger(__name__)
@@ -51,12 +55,14 @@ class Statistics(torch.nn.Module):
 
     def forward(self, hidden, frames):
         """Of shape (batch, time, width) to (batch, 2 width)."""
-        real = ~padding_mask(hidden, frames)[..., None]
-        count = frames.to(hidden.device)[:, None]
-        hidden = hidden.masked_fill(~real, 0.0)
-        mean = hidden.sum(dim=1) / count
-        centred = (hidden - mean[:, None]).masked_fill(~real, 0.0)
-        variance = centred.square().sum(dim=1) / count
+        if not is_padded(hidden, frames):
+            variance, mean = torch.var_mean(hidden, dim=1, correction=0)
+        else:
+            padding = padding_mask(hidden, frames)[..., None]
+            count = frames.to(hidden.device)[:, None]
+            mean = hidden.masked_fill(padding, 0.0).sum(dim=1) / count
+            centred = (hidden - mean[:, None]).masked_fill(padding, 0.0)
+            variance = centred.square().sum(dim=1) / count
         return torch.cat([mean, (variance + 1e-5).sqrt()], dim=-1)
 
 
