@@ -36,8 +36,9 @@ def gate_curve(table: pd.DataFrame) -> pd.DataFrame:
     >>> rows = [("a", "first_n", 2, 2, "110", 1, 4, 3, 1e9, 0.25)]
     >>> rows += [("b", "first_n", 2, 2, "110", 0, 4, 3, 2e9, 0.5)]
     >>> curve = gate_curve(pd.DataFrame(rows, columns=columns))
-    >>> curve.loc[0, ["selector", "mean_layers_run", "error_rate"]].tolist()
-    ['first_n', 2.0, 12.5]
+    >>> curve[["selector", "mean_layers_run", "error_rate"]]
+      selector  mean_layers_run  error_rate
+    0  first_n              2.0        12.5
     """
     rows = []
     kinds = ["gate", "target_layers"]
