@@ -105,14 +105,16 @@ def measure(model: Model, wavs, wav_lens, targets, repeats) -> dict:
     gate = DrawnSelector(summary=model.summary).eval()
     seconds = {target: [] for target in (None, *targets)}
     for repeat in range(repeats + 1):  # the first one warms up
-        for target, times in seconds.items():
+        order = [*seconds]
+        first = repeat % len(order)
+        for target in order[first:] + order[:first]:
             model.encoder.attach(None if target is None else gate)
             if target is not None:
                 gate.set_target(target)
             left = loop(wavs, wav_lens)
             assert target is None or (left.layers_run == target).all()
             if repeat:
-                times.append(float(left.seconds.sum()))
+                seconds[target].append(float(left.seconds.sum()))
     model.encoder.attach(None)
     return seconds
 

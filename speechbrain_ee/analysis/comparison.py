@@ -19,6 +19,7 @@ from speechbrain_ee.analysis.report import (
     Part,
     Section,
     between,
+    gate_rows,
     save_picture,
     traced_sets,
     write_html,
@@ -101,7 +102,7 @@ def compare_runs(
             Part(
                 "Layers chosen by gates",
                 "WER of the last exit; how many different masks there were.",
-                _tell_gates(gates),
+                gate_rows(gates),
             )
         )
     pairs = _pairs(traces)
@@ -182,24 +183,6 @@ def _gates(runs, names, set_name, traces) -> dict[str, pd.DataFrame]:
         for gate, curve in gate_curve(table).groupby("selector", sort=False):
             curves[f"{name}: {gate}"] = curve.sort_values("mean_layers_run")
     return curves
-
-
-def _tell_gates(gates: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "run and gate": name,
-                "target": f"{row.threshold:g}",
-                "layers": f"{row.mean_layers_run:.2f}",
-                "WER": between(row.error_rate, row.low, row.high),
-                "masks": row.masks,
-                "GMACs": f"{row.macs / 1e9:.3f}",
-                "seconds": f"{row.seconds:.2f}",
-            }
-            for name, curve in gates.items()
-            for row in curve.itertuples(index=False)
-        ]
-    )
 
 
 def _read(run, set_name, score) -> Traces:

@@ -332,12 +332,9 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
         """
         keys = None
         if self.gate is not None and self.gate.keyed:
-            keys = torch.tensor(
-                [
-                    zlib.crc32(wav[:n].contiguous().cpu().numpy())
-                    for wav, n in zip(wavs.detach(), samples.tolist())
-                ]
-            )
+            heard = wavs.detach().float().contiguous().cpu().numpy()
+            ends = zip(heard, samples.tolist())
+            keys = torch.tensor([zlib.crc32(wav[:n]) for wav, n in ends])
         context = self.make_context(hidden, frames)
         return EncoderState(hidden, frames, context=context, keys=keys)
 

@@ -129,6 +129,7 @@ def test_layers_chosen_by_gates_stand_beside_early_exits(run, tmp_path):
     pd.concat(gates)[columns].to_csv(path, index=False)
     page = compare_runs([run], tmp_path / "out").read_text()
     assert "Layers chosen by gates" in page and "1234: first_n" in page
+    assert "<td>first_n</td>" in write_report(run).read_text()
     gates[0][columns][1:].to_csv(path, index=False)
     with pytest.raises(ValueError, match="of other utterances"):
         compare_runs([run], tmp_path / "out")
