@@ -249,35 +249,38 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
         EncoderState
             The state at layer k + 1.
         """
-        gate, plan = self.gate, state.plan
-        if gate is not None:
-            plan = self._decide(state)
-        if gate is None or (gate.mixes and gate.training):
-            kept = torch.ones(len(state), dtype=torch.bool)
+        plan = None if self.gate is None else self._decide(state)
+        kept = torch.ones(len(state), dtype=torch.bool)
+        if plan is None:
             hidden = self.run_layer(state)
+        elif self.gate.mixing:
+            hidden = self._mix(state, plan[:, state.layer])
         else:
             kept = plan[:, state.layer] > 0.5
             hidden = self._run_for(state, kept)
-        if gate is not None and gate.mixes and gate.training:
-            skipped = self._skip(state)
-            value = plan[:, state.layer, None, None].to(hidden.dtype)
-            hidden = skipped + value * (hidden - skipped)
         ran = torch.cat([state.ran, kept[:, None]], dim=1)
         layer = state.layer + 1
         return replace(state, hidden=hidden, layer=layer, plan=plan, ran=ran)
 
     def _decide(self, state) -> torch.Tensor:
-        """The gate's plan, up to the next layer at least."""
-        plan, learns = state.plan, self.gate.mixes and self.gate.training
+        """The gate's plan, up to the next layer at least.
+
+        It stands on the CPU, unless there are gradients: whether a layer runs
+        is asked before each, and must not wait for a GPU.
+        """
+        plan = state.plan
         if plan is None:
             plan = self.gate.plan(state)
-            plan = plan if learns else plan.cpu()
         if plan.shape[1] == state.layer:
-            # As an argument: what was decided before is in the state.
-            value = self.gate.decide(replace(state, plan=plan))
-            value = value if learns else value.cpu()
+            value = self.gate.decide(state).to(plan.device)
             plan = torch.cat([plan, value[:, None]], dim=1)
-        return plan
+        return plan if self.gate.mixing else plan.cpu()
+
+    def _mix(self, state, values) -> torch.Tensor:
+        """What goes into the next layer and what comes out, by the values."""
+        skipped, hidden = self._skip(state), self.run_layer(state)
+        values = values[:, None, None].to(hidden.dtype)
+        return skipped + values * (hidden - skipped)
 
     def _skip(self, state) -> torch.Tensor:
         """What is handed on by utterances that drop the next layer."""

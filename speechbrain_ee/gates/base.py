@@ -129,6 +129,11 @@ class LayerGate(torch.nn.Module, ABC):
         return self.name
 
     @property
+    def mixing(self) -> bool:
+        """Whether all layers run now, mixed by the values of the gate."""
+        return self.mixes and self.training
+
+    @property
     def keyed(self) -> bool:
         """Whether draws need the key of each utterance."""
         return self.target_layers is not None and bool(self.target_layers % 1)
