@@ -284,6 +284,11 @@ def _parser() -> argparse.ArgumentParser:
         "--max-layers", type=int, help="the most layers a file may take"
     )
     sub.add_argument(
+        "--target-layers",
+        type=float,
+        help="layers that a file keeps, of a model with a gate",
+    )
+    sub.add_argument(
         "--selector",
         help="a file that calibrate has written, or the name of a selector "
         "without options; the model's own by default",
@@ -434,6 +439,7 @@ def _transcribe(options) -> None:
         selector=selector,
         exit_layer=options.exit_layer,
         max_layers=options.max_layers,
+        target_layers=options.target_layers,
         max_seconds=options.max_seconds,
         run_opts={"device": options.device} if options.device else None,
     )

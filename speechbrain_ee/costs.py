@@ -1,9 +1,10 @@
-"""Multiply-accumulate operations (MACs) of layers and heads.
+"""Multiply-accumulate operations (MACs) of layers, heads and gates.
 
 Counted by PyTorch, not by formula: every layer here costs a quadratic in the
 number of frames (attention is the square), so three counts give it exactly for
 any backbone. Counted are the products of matrices and convolutions in encoder
-layers and heads, for one utterance without padding; the front end is apart.
+layers, heads and the gate that chooses layers, for one utterance without
+padding; the front end is apart.
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -11,6 +12,7 @@ Authors
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -30,7 +32,8 @@ class ExitCosts:
     Arguments
     ---------
     encoder : LayerwiseEncoder
-        Its layers are counted one by one, up to the last exit.
+        Its layers are counted one by one, up to the last exit; so is what the
+        gate that it has now computes before each of them.
     heads : CTCHeads or ClusterBranches
         Its exits; an exit also pays for the heads read on the way.
     exit_layers : sequence of int, optional
@@ -57,16 +60,52 @@ class ExitCosts:
         exit_layers: Sequence[int] | None = None,
     ):
         exit_layers = heads.exit_layers if exit_layers is None else exit_layers
-        total = np.zeros(3)
-        self._coefficients = {}
-        for layer in range(1, max(exit_layers) + 1):
-            total = total + self._count_step(encoder, layer)
-            if layer in exit_layers:
-                total = total + self._count_head(encoder, heads, layer)
-                self._coefficients[layer] = total
+        layers = range(1, max(exit_layers) + 1)
+        self._layers = np.stack([self._count_layer(encoder, k) for k in layers])
+        self._heads = {
+            k: self._count_head(encoder, heads, k) for k in sorted(exit_layers)
+        }
+        self._gate = np.zeros((len(layers), 3))
+        self.count_gate(encoder)
 
-    def __call__(self, exit_layer: int, frames: torch.Tensor) -> torch.Tensor:
-        """MACs of all layers and heads up to and with this exit.
+    def count_gate(self, encoder: LayerwiseEncoder) -> None:
+        """Count the gate that an encoder has now, in place of the one before.
+
+        Arguments
+        ---------
+        encoder : LayerwiseEncoder
+            That which was counted.
+        """
+        self._gate = np.zeros_like(self._gate)
+        if encoder.gate is None or not list(encoder.gate.parameters()):
+            return
+        # On the CPU, where recurrent layers are products of matrices too.
+        gate = copy.deepcopy(encoder.gate).cpu().eval()
+
+        def ask(decision, layer):
+            """Count one of the gate's decisions."""
+
+            def make(time):
+                """The decision on so many frames."""
+                hidden = torch.zeros(1, time, encoder.output_size)
+                frames, keys = torch.tensor([time]), torch.tensor([0])
+                state = EncoderState(hidden, frames, layer, keys=keys)
+                return lambda: decision(state)
+
+            return _quadratic(make)
+
+        self._gate[0] = ask(gate.plan, 0)
+        if gate.layerwise:
+            for layer in range(len(self._gate)):
+                self._gate[layer] += ask(gate.decide, layer)
+
+    def __call__(
+        self,
+        exit_layer: int,
+        frames: torch.Tensor,
+        ran: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """MACs of layers, heads and gate up to and with this exit.
 
         Arguments
         ---------
@@ -74,17 +113,27 @@ class ExitCosts:
             One of the exits.
         frames : torch.Tensor
             Real frames of each utterance, int64 of shape (batch,).
+        ran : torch.Tensor, optional
+            Which layers ran for each, bool of shape (batch, exit_layer); all
+            by default.
 
         Returns
         -------
         torch.Tensor
             float64 of shape (batch,).
         """
-        a, b, c = self._coefficients[exit_layer].tolist()
+        if ran is None:
+            ran = torch.ones(len(frames), exit_layer, dtype=torch.bool)
+        fixed = self._gate[:exit_layer].sum(axis=0)
+        fixed = fixed + sum(
+            x for k, x in self._heads.items() if k <= exit_layer
+        )
+        layers = torch.from_numpy(self._layers[:exit_layer])
+        a, b, c = (ran.double() @ layers + torch.from_numpy(fixed)).unbind(1)
         frames = frames.double()
         return (a * frames + b) * frames + c
 
-    def _count_step(self, encoder, layer):
+    def _count_layer(self, encoder, layer):
         device = next(encoder.parameters()).device
 
         def step(time):
@@ -93,7 +142,7 @@ class ExitCosts:
             frames = torch.tensor([time])
             context = encoder.make_context(hidden, frames)
             state = EncoderState(hidden, frames, layer - 1, context)
-            return lambda: encoder.step(state)
+            return lambda: encoder.run_layer(state)
 
         return _quadratic(step)
 

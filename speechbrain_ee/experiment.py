@@ -44,6 +44,7 @@ from speechbrain_ee.encoders.base import SAMPLE_RATE
 from speechbrain_ee.exits import ExitSelector
 from speechbrain_ee.feature_cache import describe_upstream
 from speechbrain_ee.files import replacing
+from speechbrain_ee.gates import LayerGate
 from speechbrain_ee.heads import save_branches
 from speechbrain_ee.inference.export import write_inference
 from speechbrain_ee.overrides import resolve_overrides
@@ -595,6 +596,8 @@ def evaluate_and_export(
     calibrate: Mapping,
     groups: Mapping[str, str],
     loader_kwargs: Mapping,
+    gates: Mapping[str, LayerGate] | None = None,
+    target_layers: Sequence[float] = (),
 ) -> Path:
     """Evaluate a trained model, and write its reports and ``inference.yaml``.
 
@@ -619,6 +622,11 @@ def evaluate_and_export(
         Grouping columns of the traces, by the column of the CSV.
     loader_kwargs : mapping
         Of the data loaders.
+    gates : mapping, optional
+        Which layers run: each runs the loop on the test sets, beside the
+        encoder's own gate.
+    target_layers : sequence of float
+        How many layers gates are asked for that serve any number.
 
     Returns
     -------
@@ -634,11 +642,19 @@ def evaluate_and_export(
         "loader_kwargs": loader_kwargs,
     }
     name, dataset = valid
+    brain.fit_gates(dataset, folder, gates, loader_kwargs)
     traces = brain.evaluate_exits(dataset, name, **settings)
     chosen = calibrated_thresholds(traces, scores, **calibrate)
     selectors = {**selectors, **chosen}
     for name, dataset in tests.items():
-        brain.evaluate_exits(dataset, name, selectors=selectors, **settings)
+        brain.evaluate_exits(
+            dataset,
+            name,
+            selectors=selectors,
+            gates=gates,
+            target_layers=target_layers,
+            **settings,
+        )
     run_on_main(
         write_inference,
         kwargs={

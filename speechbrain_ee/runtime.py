@@ -29,18 +29,23 @@ class Departures:
     exit_layer : torch.Tensor
         The exit taken, int64 of shape (batch,).
     layers_run : torch.Tensor
-        Encoder layers executed, int64 of shape (batch,).
+        Encoder layers executed, int64 of shape (batch,); less than
+        ``exit_layer`` where a gate has dropped some.
     frames : torch.Tensor
         Encoder frames, int64 of shape (batch,).
     macs : torch.Tensor
-        MACs of layers and heads without padding, float64 of shape (batch,).
+        MACs of layers, heads and gate without padding, float64 of shape
+        (batch,).
     seconds : torch.Tensor
-        Share of the time of layers, heads, scores and transcripts, float64 of
-        shape (batch,): each stretch between two exits is split over the
-        utterances still running, by their frames, and the time of transcripts
-        over those that leave. The sum is the batch's time.
+        Share of the time of layers, gate, heads, scores and transcripts,
+        float64 of shape (batch,): each stretch between two exits is split over
+        the utterances still running, by their frames, and the time of
+        transcripts over those that leave. The sum is the batch's time.
     front_end_seconds : float
         Time before the first layer, for the whole batch.
+    ran : torch.Tensor, optional
+        Which layers ran, bool of shape (batch, layers), False behind the exit;
+        None where no gate decides.
     """
 
     hypotheses: list[tuple[int, ...]]
@@ -50,6 +55,7 @@ class Departures:
     macs: torch.Tensor
     seconds: torch.Tensor
     front_end_seconds: float
+    ran: torch.Tensor | None = None
 
     def of(self, rows: torch.Tensor) -> Departures:
         """The account of some of the utterances.
@@ -72,13 +78,25 @@ class Departures:
             self.macs[rows],
             self.seconds[rows],
             self.front_end_seconds,
+            None if self.ran is None else self.ran[rows],
         )
+
+    @property
+    def layers(self) -> list[str] | None:
+        """Which layers ran up to the exit, as "1101"; None without a gate."""
+        if self.ran is None:
+            return None
+        return [
+            "".join(str(int(one)) for one in row[:depth])
+            for row, depth in zip(self.ran.tolist(), self.exit_layer.tolist())
+        ]
 
 
 class EarlyExitLoop:
     """Runs an encoder layer by layer and lets each utterance leave in its time.
 
-    Nothing behind the last departure runs. The modules must be in evaluation
+    Nothing behind the last departure runs, nor does a layer run for utterances
+    that the encoder's gate lets pass it. The modules must be in evaluation
     mode; autocast, if wanted, is the caller's context.
 
     Arguments
@@ -193,6 +211,9 @@ class EarlyExitLoop:
             seconds=torch.zeros(batch, dtype=torch.float64),
             front_end_seconds=clock.lap(),
         )
+        if self.encoder.gate is not None:
+            shape = batch, self.encoder.num_layers
+            account.ran = torch.zeros(shape, dtype=torch.bool)
         rows = torch.arange(batch)  # which utterances are still running
         kept = None if on_leave is None else _History(state.hidden, rows)
         previous = None
@@ -206,8 +227,10 @@ class EarlyExitLoop:
             share = state.frames / state.frames.sum()
             account.seconds[rows] += clock.lap() * share
             account.exit_layer[rows] = exit_layer
-            account.layers_run[rows] = state.layer
-            account.macs[rows] = self.costs(exit_layer, state.frames)
+            account.layers_run[rows] = state.ran.sum(dim=1)
+            account.macs[rows] = self.costs(exit_layer, state.frames, state.ran)
+            if account.ran is not None:
+                account.ran[rows, :exit_layer] = state.ran
             if on_exit is not None:
                 on_exit(output, account.of(rows))
                 clock.lap()

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 r"""Train a speech recogniser with early exits on LibriSpeech, or on any
-corpus in its layout, and evaluate every exit and the loop that leaves early.
+corpus in its layout, and evaluate every exit and the loop that leaves early;
+or layers that a gate chooses.
 
 The encoder, the exits (CTC, or CTC and attention), the Brain that trains them
 and the selectors are built by the YAML. Strategies are swapped by naming a
@@ -10,6 +11,8 @@ To run this recipe:
 > python train.py hparams/conformer_ctc_ee.yaml --data_folder LibriSpeech
 > python train.py hparams/conformer_ctc_ee.yaml --data_folder LibriSpeech \
       --objective rising --selectors patience --scores cheap
+> python train.py hparams/conformer_ctc_single.yaml \
+      --data_folder LibriSpeech --gate input_conditioned
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -86,12 +89,17 @@ if __name__ == "__main__":
     brain = hparams["brain"](
         tokenizer=tokenizer,
         teacher=load_teacher(hparams["teacher"]),
+        start=load_teacher(hparams["init_from"], key="init_from"),
         modules=hparams["modules"],
         hparams=hparams,
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    brain.check_strategies(hparams["scores"], hparams["selectors"])
+    gates = {
+        "gates": hparams["eval_gates"],
+        "target_layers": hparams["target_layers"],
+    }
+    brain.check_strategies(hparams["scores"], hparams["selectors"], **gates)
     brain.check_lengths(train, targets=True)
     for dataset in (valid, *tests.values()):
         brain.check_lengths(dataset)
@@ -121,4 +129,5 @@ if __name__ == "__main__":
         calibrate=hparams["calibrate"],
         groups=groups,
         loader_kwargs=hparams["test_dataloader_opts"],
+        **gates,
     )

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from speechbrain_ee.analysis.gates import gate_curve, read_gates
 from speechbrain_ee.analysis.plots import draw_runs
 from speechbrain_ee.analysis.replay import fixed_exits, outcome, sweep
 from speechbrain_ee.analysis.report import (
     Part,
     Section,
     between,
+    gate_rows,
     save_picture,
     traced_sets,
     write_html,
@@ -35,7 +37,9 @@ def compare_runs(
 ) -> Path:
     """Draw runs against depth, MACs and seconds, and table their exits.
 
-    Runs with several exits are curves, those with one are points.
+    Runs with several exits are curves, those with one are points. What gates
+    did on the set (``gates_<set>.csv``) are curves too, over the layers that
+    ran.
 
     Arguments
     ---------
@@ -77,7 +81,8 @@ def compare_runs(
         ignore_index=True,
     )
     points = table[~table["run"].isin(list(curves))]
-    figure = draw_runs(curves, points, score, set_name)
+    gates = _gates(runs, names, set_name, traces)
+    figure = draw_runs(curves, points, score, set_name, gates)
     folder.mkdir(parents=True, exist_ok=True)
     utterances = len(traces[names[0]])
     section = Section(
@@ -88,8 +93,18 @@ def compare_runs(
         f"Lines: thresholds on {score}, replayed; dotted: leaving at random; "
         "stars: the oracle; squares: models with a single exit."
     )
+    if gates:
+        caption += " Dashed: layers chosen by a gate, over those that ran."
     section.parts.append(save_picture(folder, "comparison", figure, caption))
     section.parts.append(Part("Every exit of every run", table=_tell(table)))
+    if gates:
+        section.parts.append(
+            Part(
+                "Layers chosen by gates",
+                "WER of the last exit; how many different masks there were.",
+                gate_rows(gates),
+            )
+        )
     pairs = _pairs(traces)
     if len(pairs):
         section.parts.append(
@@ -151,6 +166,23 @@ def run_names(runs: Sequence[str | Path]) -> list[str]:
     raise ValueError(
         f"The same run twice: {', '.join(map(str, runs))}. Name each once."
     )
+
+
+def _gates(runs, names, set_name, traces) -> dict[str, pd.DataFrame]:
+    """Curves of the gates of all runs, by run and gate."""
+    curves = {}
+    for run, name in zip(runs, names, strict=True):
+        table = read_gates(run, set_name)
+        if table is None:
+            continue
+        if set(table["id"]) != set(traces[name].ids):
+            raise ValueError(
+                f"{run}: gates_{set_name}.csv and traces_{set_name}.csv are of "
+                "other utterances: evaluate the run again."
+            )
+        for gate, curve in gate_curve(table).groupby("selector", sort=False):
+            curves[f"{name}: {gate}"] = curve.sort_values("mean_layers_run")
+    return curves
 
 
 def _read(run, set_name, score) -> Traces:

@@ -155,6 +155,7 @@ def draw_runs(
     points: pd.DataFrame,
     score: str,
     title: str = "",
+    gates: Mapping[str, pd.DataFrame] | None = None,
 ) -> Figure:
     """Several runs on one picture: against depth, MACs and seconds.
 
@@ -170,6 +171,9 @@ def draw_runs(
         floors it.
     title : str
         Above the picture.
+    gates : mapping, optional
+        Name of a gate to its curve, as from ``gate_curve``: drawn over the
+        layers that ran.
 
     Returns
     -------
@@ -187,7 +191,9 @@ def draw_runs(
     """
     figure = Figure(figsize=(13, 4.8), layout="constrained")
     panels = figure.subplots(1, len(AXES), sharey=True)
-    rates = [curve["error_rate"] for curve in curves.values()]
+    gates = gates or {}
+    drawn = [*curves.values(), *gates.values()]
+    rates = [curve["error_rate"] for curve in drawn]
     rates = pd.concat([*rates, points["error_rate"].astype(float)])
     for axes, column in zip(panels, AXES, strict=True):
         scale = _SCALES.get(column, 1)
@@ -216,6 +222,19 @@ def draw_runs(
                 color=colour,
                 capsize=3,
                 label=point["run"],
+            )
+        depth = "mean_exit_layer"
+        over = "mean_layers_run" if column == depth else column
+        for colour, (name, curve) in zip(
+            _cycle(start=len(curves) + len(points)), gates.items()
+        ):
+            axes.plot(
+                curve[over] * scale,
+                curve["error_rate"],
+                color=colour,
+                linestyle="--",
+                marker="o",
+                label=name,
             )
         _finish(axes, column, rates, "")
     for axes in panels[1:]:

@@ -134,6 +134,7 @@ class TraceRecorder:
         account : Departures
             What they have cost so far.
         """
+        layers = account.layers
         seconds = _seconds(lambda: output.hypotheses, output)
         hyps = self.decode(output.hypotheses)
         refs = [self.references[i] for i in output.ids]
@@ -150,11 +151,13 @@ class TraceRecorder:
             columns.update(_timed(score, output))
         for row, name in enumerate(output.ids):
             details = stats.scores[row - len(output)]
+            kept = {} if layers is None else {"layers": layers[row]}
             self.rows.append(
                 {
                     "id": name,
                     "exit_layer": output.exit_layer,
                     "layers_run": int(account.layers_run[row]),
+                    **kept,
                     "hyp": hyps[row],
                     "ref": refs[row],
                     "errors": details["num_edits"],

@@ -7,7 +7,7 @@ Authors
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from io import BytesIO
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from speechbrain_ee.analysis.gates import gate_curve, read_gates
 from speechbrain_ee.analysis.plots import draw_curves, draw_exits, draw_scores
 from speechbrain_ee.analysis.replay import exits_at, score_thresholds, sweep
 from speechbrain_ee.analysis.statistics import (
@@ -244,6 +245,17 @@ def _describe_set(run: Path, name: str) -> Section:
                 ),
             )
         )
+    gated = read_gates(run, name)
+    if gated is not None:
+        curves = gate_curve(gated).groupby("selector", sort=False)
+        section.parts.append(
+            Part(
+                "Layers chosen by gates",
+                "Measured; WER of the last exit, and how many different masks "
+                "there were.",
+                gate_rows(dict(list(curves))),
+            )
+        )
     if taken:
         shares = {
             rule: np.bincount(t, minlength=len(traces.exit_layers)) / len(t)
@@ -360,6 +372,36 @@ def _exit_rows(traces, exits) -> pd.DataFrame:
     if seconds is not None:
         table["seconds"] = [f"{x:.2f}" for x in seconds.sum(axis=0)]
     return table
+
+
+def gate_rows(gates: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A table of what gates did, to read.
+
+    Arguments
+    ---------
+    gates : mapping
+        Name of a gate to its curve, as from ``gate_curve``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each target.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "gate": name,
+                "target": f"{row.threshold:g}",
+                "layers": f"{row.mean_layers_run:.2f}",
+                "WER": between(row.error_rate, row.low, row.high),
+                "masks": row.masks,
+                "GMACs": f"{row.macs / 1e9:.3f}",
+                "seconds": f"{row.seconds:.2f}",
+            }
+            for name, curve in gates.items()
+            for row in curve.itertuples(index=False)
+        ]
+    )
 
 
 def _loop_rows(loop, last_exit) -> pd.DataFrame:

@@ -38,6 +38,7 @@ GROUPS = ("speaker", "snr", "language")
 _REQUIRED = ("id", "exit_layer", "errors", "ref_len")
 _COSTS = ("layers_run", "frames", "macs", "seconds", "hypothesis_seconds")
 _TEXTS = ("hyp", "ref")
+_UNREAD = ("layers",)  # which of them a gate has kept, as "1101"
 _REMEDY = (
     "traces have one row per utterance and exit, as a loop that never leaves "
     "early records them"
@@ -228,7 +229,8 @@ class Traces:
         directions = {**HIGHER_IS_CONFIDENT, **own}
         scores = [x for x in frame if x in directions]
         times = {x: f"{x}_seconds" for x in scores if f"{x}_seconds" in frame}
-        known = {*_REQUIRED, *_COSTS, *_TEXTS, *scores, *times.values()}
+        known = {*_REQUIRED, *_COSTS, *_TEXTS, *_UNREAD, *scores}
+        known |= {*times.values()}
         others = [x for x in frame if x not in known]
         return cls(
             ids=table.ids,

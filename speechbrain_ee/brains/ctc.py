@@ -7,19 +7,26 @@ Authors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
 import speechbrain as sb
 import torch
-from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.dataset import (
+    DynamicItemDataset,
+    FilteredSortedDynamicItemDataset,
+)
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
 from speechbrain.utils.optimizers import rm_vector_weight_decay
 from tqdm.auto import tqdm
 
+from speechbrain_ee.analysis.gates import gate_curve
 from speechbrain_ee.analysis.loops import loop_row
 from speechbrain_ee.analysis.recorder import ExitTimer, TraceRecorder
 from speechbrain_ee.analysis.replay import sweep
@@ -35,7 +42,8 @@ from speechbrain_ee.exits import (
     get_selector,
 )
 from speechbrain_ee.files import replacing
-from speechbrain_ee.heads import ExitOutput
+from speechbrain_ee.gates import GreedyMasks, LayerGate
+from speechbrain_ee.heads import CTCHeads, ExitOutput
 from speechbrain_ee.objectives import (
     ExitLossSum,
     ExitPredictions,
@@ -69,6 +77,11 @@ class EarlyExitCTC(RecipeBrain):
         its own gradients.
     encoder_lr_annealing : callable, optional
         As ``lr_annealing``, for the encoder's optimiser.
+    start : FrozenTeacher, optional
+        A finished run whose weights encoder and exits start from; a gate starts
+        anew.
+    gate_only : bool
+        Whether nothing is trained but the encoder's gate.
     ctc_source : str, optional
         A plain CTC model in Hugging Face format that encoder and exits start
         from, see ``speechbrain_ee.heads.pretrained.start_from_ctc``.
@@ -90,6 +103,8 @@ class EarlyExitCTC(RecipeBrain):
         tokenizer,
         objective=None,
         teacher=None,
+        start=None,
+        gate_only: bool = False,
         encoder_opt_class=None,
         encoder_lr_annealing=None,
         ctc_source: str | None = None,
@@ -127,7 +142,11 @@ class EarlyExitCTC(RecipeBrain):
             )
         if ctc_source is not None:
             self._start_from(ctc_source)
+        if start is not None:
+            self._check_run(start)
+            start.give_weights(self.encoder, self.exits)
         freeze_unread(self.encoder, self.exit_layers)
+        self._prepare_gate(gate_only)
         self._prepare_teacher()
 
     def _start_from(self, source):
@@ -137,6 +156,33 @@ class EarlyExitCTC(RecipeBrain):
 
         labels = labels_of(self.tokenizer.sp)
         start_from_ctc(self.encoder, self.exits, source, labels)
+
+    def _check_run(self, run):
+        """Raise unless a run says the same labels for the same frames."""
+        run.check_student(
+            self.encoder,
+            self.exits,
+            self.tokenizer.sp,
+            self.hparams.sample_rate,
+        )
+
+    def _prepare_gate(self, gate_only):
+        """Check that all that it chooses can be trained, or it alone is."""
+        gate, last = self.encoder.gate, self.exit_layers[-1]
+        if gate is not None and last < self.encoder.num_layers:
+            raise ValueError(
+                f"gate: it chooses among {self.encoder.num_layers} layers, but "
+                f"the last exit stands at layer {last}. End exit_layers with "
+                f"{self.encoder.num_layers}."
+            )
+        if gate_only:
+            if gate is None or not list(gate.parameters()):
+                raise ValueError(
+                    "gate_only: there is no gate that learns anything. Take "
+                    "one that does, such as --gate input_conditioned."
+                )
+            self.encoder.freeze_backbone()
+            self.exits.requires_grad_(False)
 
     def compute_forward(self, batch, stage):
         """Log-probabilities of every exit.
@@ -183,6 +229,8 @@ class EarlyExitCTC(RecipeBrain):
         wavs, wav_lens = batch.sig
         if stage == sb.Stage.TRAIN and self.wav_augment is not None:
             wavs, wav_lens = self.wav_augment(wavs, wav_lens)
+        if self.encoder.gate is not None:
+            self.encoder.gate.step = self.optimizer_step
         states, frames = self.modules.encoder(
             wavs,
             wav_lens,
@@ -217,7 +265,9 @@ class EarlyExitCTC(RecipeBrain):
         return tokens, token_counts
 
     def compute_objectives(self, predictions, batch, stage):
-        """Weighted sum of the exit losses; outside training, errors too.
+        """Weighted sum of the exit losses, and in training what a gate adds.
+
+        Outside training, errors are counted too.
 
         Arguments
         ---------
@@ -234,9 +284,13 @@ class EarlyExitCTC(RecipeBrain):
             A scalar.
         """
         seen = self.seen(predictions, batch, stage)
+        loss = self.objective(seen)
         if stage != sb.Stage.TRAIN:
             self.count_errors(seen, batch)
-        return self.objective(seen)
+            return loss
+        gate = self.encoder.gate
+        penalty = None if gate is None else gate.penalty()
+        return loss if penalty is None else loss + penalty
 
     def seen(self, predictions, batch, stage) -> ExitPredictions:
         """What the objective sees of a batch.
@@ -307,8 +361,11 @@ class EarlyExitCTC(RecipeBrain):
         if self.encoder_opt_class is None:
             super().init_optimizers()
             return
-        encoder, rest = self.encoder, torch.nn.ModuleDict(self.modules)
+        rest = torch.nn.ModuleDict(self.modules)
         del rest["encoder"]
+        encoder = torch.nn.ModuleDict(dict(self.encoder.named_children()))
+        if "gate" in encoder:  # it has nothing to forget
+            rest["gate"] = encoder.pop("gate")
         if self.remove_vector_weight_decay:
             parameters = map(rm_vector_weight_decay, (encoder, rest))
         else:
@@ -415,12 +472,16 @@ class EarlyExitCTC(RecipeBrain):
         selectors: Mapping[str, ExitSelector] | None = None,
         loader_kwargs: Mapping | None = None,
         groups: Mapping[str, str] = MappingProxyType({"speaker": "spk_id"}),
+        gates: Mapping[str, LayerGate] | None = None,
+        target_layers: Sequence[float] = (),
     ) -> Traces:
         """Read every exit of every utterance, then leave early for real.
 
         Writes ``wer_<name>_exit<layer>.txt``, ``traces_<name>.csv``,
         ``curve_<name>.csv`` (replayed from the traces) and ``loop_<name>.csv``
-        (measured) into the folder, with the best checkpoints on dev.
+        (measured) into the folder, with the best checkpoints on dev. Where
+        there are gates, ``gates_<name>.csv`` has what each of them does at the
+        last exit, and the curve has it too.
 
         Arguments
         ---------
@@ -438,6 +499,10 @@ class EarlyExitCTC(RecipeBrain):
             For the data loader.
         groups : mapping
             Grouping columns of the traces, by the item that holds them.
+        gates : mapping, optional
+            As for ``gates_of``.
+        target_layers : sequence of float
+            How many layers gates are asked for that serve any number.
 
         Returns
         -------
@@ -480,8 +545,6 @@ class EarlyExitCTC(RecipeBrain):
         traces = Traces.from_frame(recorder.table(), source=f"traces of {name}")
         if if_main_process():
             recorder.write(folder, name)
-            with replacing(Path(folder) / f"curve_{name}.csv") as file:
-                sweep(traces).to_csv(file, index=False, float_format="%.9g")
         for layer, stats in recorder.error_rates.items():
             figures = {"WER": stats.summarize("error_rate")}
             self.log({"set": name, "exit": layer}, test_stats=figures)
@@ -516,12 +579,203 @@ class EarlyExitCTC(RecipeBrain):
                 "seconds": rows[-1]["seconds"],
             }
             self.log({"set": name, "selector": label}, test_stats=figures)
+        curve = sweep(traces)
+        gated = self._run_gates(loader, items, groups, gates, target_layers)
+        if len(gated):
+            curve = pd.concat([curve, gate_curve(gated)[curve.columns]])
         if if_main_process():
-            with replacing(Path(folder) / f"loop_{name}.csv") as file:
+            folder = Path(folder)
+            with replacing(folder / f"loop_{name}.csv") as file:
                 pd.DataFrame(rows).to_csv(file, index=False)
+            with replacing(folder / f"curve_{name}.csv") as file:
+                curve.to_csv(file, index=False, float_format="%.9g")
+            if len(gated):
+                with replacing(folder / f"gates_{name}.csv") as file:
+                    gated.to_csv(file, index=False, encoding="utf-8")
         return traces
 
-    def check_strategies(self, scores: Sequence, selectors: Mapping) -> None:
+    def gates_of(
+        self, gates: Mapping[str, LayerGate] | None = None
+    ) -> dict[str, LayerGate]:
+        """The gates that the model is evaluated with.
+
+        Arguments
+        ---------
+        gates : mapping, optional
+            Name to gate, beside the encoder's own. What a layer leaves that
+            they drop is what it leaves under the own gate.
+
+        Returns
+        -------
+        dict
+            The own gate by its rule, then the others; all know the encoder.
+        """
+        own, gates = self.encoder.gate, dict(gates or {})
+        for label, gate in gates.items():
+            if own is not None:
+                gate.closing_norm = own.closing_norm
+            try:
+                gate.prepare(self.encoder.num_layers, self.encoder.output_size)
+            except ValueError as error:
+                raise ValueError(f"eval_gates: {label}: {error}") from error
+        return gates if own is None else {own.rule: own, **gates}
+
+    def fit_gates(
+        self,
+        dataset: DynamicItemDataset,
+        folder: str | Path,
+        gates: Mapping[str, LayerGate] | None = None,
+        loader_kwargs: Mapping | None = None,
+    ) -> None:
+        """Find on a development set what gates have to find there.
+
+        For each of GreedyMasks, writes ``masks_<name>.csv`` into the folder.
+        What is measured is the error rate of the last exit.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With ``id``, ``sig``, ``tokens`` and ``wrd``.
+        folder : str or Path
+            Where the files go.
+        gates : mapping, optional
+            As for ``gates_of``.
+        loader_kwargs : mapping, optional
+            For the data loader.
+        """
+        greedy = {
+            label: gate
+            for label, gate in self.gates_of(gates).items()
+            if isinstance(gate, GreedyMasks)
+        }
+        if not greedy:
+            return
+        self.on_evaluate_start(min_key=self.select_by)
+        self.modules.eval()
+        for label, gate in greedy.items():
+            rng = np.random.default_rng(gate.seed)
+            chosen = rng.permutation(len(dataset))[: gate.utterances]
+            some = FilteredSortedDynamicItemDataset(
+                dataset, [dataset.data_ids[row] for row in sorted(chosen)]
+            )
+            loader = self.make_dataloader(
+                some,
+                sb.Stage.TEST,
+                **{**(loader_kwargs or {}), "ckpt_prefix": None},
+            )
+            with self._gated(gate):
+                found = gate.search(partial(self._last_error_rate, loader))
+            if if_main_process():
+                table = pd.DataFrame(found, columns=["layers_run", "WER"])
+                rows = gate.masks[[n for n, _ in found]].int().tolist()
+                table["layers"] = ["".join(map(str, row)) for row in rows]
+                with replacing(Path(folder) / f"masks_{label}.csv") as file:
+                    table.to_csv(file, index=False, float_format="%.4f")
+
+    @contextmanager
+    def _gated(self, gate: LayerGate):
+        """While open, the encoder obeys this gate."""
+        own = self.encoder.gate
+        self.encoder.attach(gate.to(self.device))
+        try:
+            yield
+        finally:
+            gate.set_target(None)
+            self.encoder.attach(own)
+
+    @torch.no_grad()
+    def _last_error_rate(self, loader) -> float:
+        """Of the CTC head of the last exit, by what is most probable."""
+        stats, last = self.error_rate_computer(), self.exit_layers[-1]
+        for seen, batch in enumerate(loader):
+            if self.debug and seen == self.debug_batches:
+                break
+            batch = batch.to(self.device)
+            with self.evaluation_ctx:
+                (hidden,), frames = self.encoder(
+                    *batch.sig, layers=[last], normed=self.exits.normed_layers
+                )
+                output = CTCHeads.read(self.exits, hidden, frames, last)
+            hyps = self.decode(output.hypotheses)
+            stats.append(
+                batch.id,
+                [hyp.split() for hyp in hyps],
+                [words.split() for words in batch.wrd],
+            )
+        return stats.summarize("error_rate")
+
+    def _run_gates(
+        self, loader, items, groups, gates, target_layers
+    ) -> pd.DataFrame:
+        """A row for each gate, target and utterance."""
+        tables = []
+        for label, gate in self.gates_of(gates).items():
+            done = set()
+            with self._gated(gate):
+                last = self.exit_layers[-1:]
+                loop = EarlyExitLoop(
+                    self.encoder, self.exits, "never", exit_layers=last
+                )
+                for target in target_layers if gate.serves_targets else [None]:
+                    gate.set_target(target)
+                    if gate.target_layers in done:
+                        continue
+                    done.add(gate.target_layers)
+                    told = f"{label} {target or ''}"
+                    batches, ids = self._run_loop(told, loop, loader)
+                    tables.append(
+                        self._gate_rows(
+                            gate, label, batches, ids, items, groups
+                        )
+                    )
+        return (
+            pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        )
+
+    def _gate_rows(self, gate, label, batches, ids, items, groups):
+        hyps = self.decode([h for one in batches for h in one.hypotheses])
+        refs = [items[i]["wrd"] for i in ids]
+        stats = self.error_rate_computer()
+        stats.append(
+            ids, [hyp.split() for hyp in hyps], [ref.split() for ref in refs]
+        )
+
+        def all_of(name):
+            """A figure of every utterance."""
+            return torch.cat([getattr(one, name) for one in batches]).tolist()
+
+        layers_run = all_of("layers_run")
+        target = gate.target_layers
+        if not gate.serves_targets:
+            target = sum(layers_run) / len(layers_run)
+        return pd.DataFrame(
+            {
+                "id": ids,
+                "gate": label,
+                "target_layers": target,
+                "exit_layer": all_of("exit_layer"),
+                "layers_run": layers_run,
+                "layers": [row for one in batches for row in one.layers],
+                "hyp": hyps,
+                "ref": refs,
+                "errors": [one["num_edits"] for one in stats.scores],
+                "ref_len": [one["num_ref_tokens"] for one in stats.scores],
+                "frames": all_of("frames"),
+                "macs": all_of("macs"),
+                "seconds": all_of("seconds"),
+                **{
+                    c: [items[i][key] for i in ids] for c, key in groups.items()
+                },
+            }
+        )
+
+    def check_strategies(
+        self,
+        scores: Sequence,
+        selectors: Mapping,
+        gates: Mapping[str, LayerGate] | None = None,
+        target_layers: Sequence[float] = (),
+    ) -> None:
         """Raise, before hours are spent, if the evaluation could not run.
 
         Arguments
@@ -530,12 +784,20 @@ class EarlyExitCTC(RecipeBrain):
             As for ``evaluate_exits``.
         selectors : mapping
             As for ``evaluate_exits``.
+        gates : mapping, optional
+            As for ``evaluate_exits``.
+        target_layers : sequence of float
+            As for ``evaluate_exits``.
 
         Raises
         ------
         ValueError
-            Naming the score or selector, with the reason.
+            Naming the score, selector or gate, with the reason.
         """
+        for gate in self.gates_of(gates).values():
+            for target in target_layers if gate.serves_targets else ():
+                gate.set_target(target)
+            gate.set_target(None)
         scores = [get_score(x) for x in scores]
         TraceRecorder(self.exit_layers, scores, self.decode, {})
         for label, selector in selectors.items():
@@ -565,12 +827,7 @@ class EarlyExitCTC(RecipeBrain):
                 "teacher: the objective does not listen to it. Take one that "
                 "does, such as --objective teacher_posteriors, or none."
             )
-        self.teacher.check_student(
-            self.encoder,
-            self.exits,
-            self.tokenizer.sp,
-            self.hparams.sample_rate,
-        )
+        self._check_run(self.teacher)
         self.teacher.to(self.device)
 
     def _present(self, groups, dataset) -> dict[str, str]:

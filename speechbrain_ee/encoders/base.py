@@ -7,11 +7,19 @@ Authors
 from __future__ import annotations
 
 import re
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
+from speechbrain.utils.logger import get_logger
+
+if TYPE_CHECKING:
+    from speechbrain_ee.gates import LayerGate
+
+logger = get_logger(__name__)
 
 SAMPLE_RATE = 16000  # Hz, of the waveforms that corpora are prepared to
 _MULTIPLE = 1024 * 9 * 125  # samples; of all likely distances of frames
@@ -33,12 +41,29 @@ class EncoderState:
     context : dict
         What the layers need beside ``hidden``; the encoder that made the state
         is the only reader.
+    plan : torch.Tensor, optional
+        What the encoder's gate has decided, of shape (batch, layers); up to
+        here where it decides layer by layer, and None before layer 1.
+    ran : torch.Tensor, optional
+        Which layers ran so far, bool of shape (batch, layer), on the CPU
+        (default: all).
+    keys : torch.Tensor, optional
+        A number made of each utterance's samples, int64 of shape (batch,), on
+        the CPU, where the gate draws by it.
     """
 
     hidden: torch.Tensor
     frames: torch.Tensor
     layer: int = 0
     context: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    plan: torch.Tensor | None = None
+    ran: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+
+    def __post_init__(self):
+        if self.ran is None:
+            every = torch.ones(len(self), self.layer, dtype=torch.bool)
+            object.__setattr__(self, "ran", every)
 
     def __len__(self) -> int:
         """The number of utterances."""
@@ -53,16 +78,61 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
     utterances leave the batch. In evaluation mode each utterance of a padded
     batch gets what the stock model computes for it alone.
 
+    A ``gate`` that is attached decides which layers run; without one, or where
+    it keeps all, the encoder is the stock model. A layer that an utterance
+    drops hands its input on.
+
     Subclasses are the only place that knows how a backbone is wired. They set
     ``output_size`` and write the abstract methods.
     """
 
     output_size: int
     least_frames: int = 1  # the fewest that the layers can take
+    frozen: bool = False  # then evaluation mode stays on, except for the gate
 
     def __init__(self):
         super().__init__()
+        self.register_module("gate", None)
         self.register_load_state_dict_pre_hook(_check_same_layers)
+        self.register_load_state_dict_pre_hook(_check_same_gate)
+
+    def attach(self, gate: LayerGate | None) -> None:
+        """Let a gate decide from now on which layers run.
+
+        Arguments
+        ---------
+        gate : LayerGate, optional
+            It learns here how large the encoder is; None lets all layers run.
+
+        Raises
+        ------
+        ValueError
+            If the gate's settings do not fit the encoder.
+        """
+        if gate is not None:
+            gate.prepare(self.num_layers, self.output_size)
+            gate.train(self.training)
+            if gate.closing_norm and self.closing_norm(0) is None:
+                logger.warning(
+                    "closing_norm: the layers of this encoder do not end with "
+                    "a LayerNorm; a dropped layer keeps nothing."
+                )
+        self.gate = gate
+
+    def freeze_backbone(self) -> None:
+        """Train nothing but the gate; the rest stays in evaluation mode."""
+        self.requires_grad_(False)
+        if self.gate is not None:
+            self.gate.requires_grad_(True)
+        self.frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        """Training mode, except for what is frozen."""
+        super().train(mode and not self.frozen)
+        if self.gate is not None:
+            self.gate.train(mode)
+        return self
 
     @property
     def num_layers(self) -> int:
@@ -137,8 +207,37 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
         """
 
     @abstractmethod
+    def run_layer(self, state: EncoderState) -> torch.Tensor:
+        """Run the next layer for all utterances of a state.
+
+        Arguments
+        ---------
+        state : EncoderState
+            The state at some layer k.
+
+        Returns
+        -------
+        torch.Tensor
+            What layer k + 1 makes of ``state.hidden``, of the same shape.
+        """
+
+    def closing_norm(self, layer: int) -> torch.nn.Module | None:
+        """The LayerNorm that a layer ends with.
+
+        Arguments
+        ---------
+        layer : int
+            Its place in ``layers``, from 0 on.
+
+        Returns
+        -------
+        torch.nn.Module or None
+            None where what is added to the layer's input stays as it is.
+        """
+        return None
+
     def step(self, state: EncoderState) -> EncoderState:
-        """Run the next layer.
+        """Run the next layer, for those utterances that keep it.
 
         Arguments
         ---------
@@ -150,6 +249,97 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
         EncoderState
             The state at layer k + 1.
         """
+        plan = None if self.gate is None else self._decide(state)
+        kept = torch.ones(len(state), dtype=torch.bool)
+        if plan is None:
+            hidden = self.run_layer(state)
+        elif self.gate.mixing:
+            hidden = self._mix(state, plan[:, state.layer])
+        else:
+            kept = plan[:, state.layer] > 0.5
+            hidden = self._run_for(state, kept)
+        ran = torch.cat([state.ran, kept[:, None]], dim=1)
+        layer = state.layer + 1
+        return replace(state, hidden=hidden, layer=layer, plan=plan, ran=ran)
+
+    def _decide(self, state) -> torch.Tensor:
+        """The gate's plan, up to the next layer at least.
+
+        It stands on the CPU, unless there are gradients: whether a layer runs
+        is asked before each, and must not wait for a GPU.
+        """
+        plan = state.plan
+        if plan is None:
+            plan = self.gate.plan(state)
+        if plan.shape[1] == state.layer:
+            value = self.gate.decide(state).to(plan.device)
+            plan = torch.cat([plan, value[:, None]], dim=1)
+        return plan if self.gate.mixing else plan.cpu()
+
+    def _mix(self, state, values) -> torch.Tensor:
+        """What goes into the next layer and what comes out, by the values."""
+        skipped, hidden = self._skip(state), self.run_layer(state)
+        values = values[:, None, None].to(hidden.dtype)
+        return skipped + values * (hidden - skipped)
+
+    def _skip(self, state) -> torch.Tensor:
+        """What is handed on by utterances that drop the next layer."""
+        norm = None
+        if self.gate.closing_norm:
+            norm = self.closing_norm(state.layer)
+        return state.hidden if norm is None else norm(state.hidden)
+
+    def _run_for(self, state, kept) -> torch.Tensor:
+        """Run the next layer for some utterances."""
+        if kept.all():
+            return self.run_layer(state)
+        hidden = self._skip(state)
+        if kept.any():
+            rows = kept.nonzero().flatten()
+            new = self.run_layer(self.keep(state, rows))
+            hidden = hidden.clone()  # others still hold it
+            rows = rows.to(hidden.device)
+            hidden[rows, : new.shape[1]] = new.to(hidden.dtype)
+        elif torch.is_grad_enabled():
+            # DDP waits for unused parameters: an empty sum is 0, with zeros as
+            # gradients.
+            for parameter in self.layers[state.layer].parameters():
+                if parameter.requires_grad:
+                    hidden = hidden + parameter.flatten()[:0].sum()
+        return hidden
+
+    def first_state(
+        self,
+        hidden: torch.Tensor,
+        frames: torch.Tensor,
+        wavs: torch.Tensor,
+        samples: torch.Tensor,
+    ) -> EncoderState:
+        """The state at layer 0, for ``begin``.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            Of shape (batch, time, channel).
+        frames : torch.Tensor
+            Real frames, int64 of shape (batch,), on the CPU.
+        wavs : torch.Tensor
+            What they were made of, of shape (batch, samples).
+        samples : torch.Tensor
+            Real samples, int64 of shape (batch,).
+
+        Returns
+        -------
+        EncoderState
+            With context; with keys, if the gate draws by them.
+        """
+        keys = None
+        if self.gate is not None and self.gate.keyed:
+            heard = wavs.detach().float().contiguous().cpu().numpy()
+            ends = zip(heard, samples.tolist())
+            keys = torch.tensor([zlib.crc32(wav[:n]) for wav, n in ends])
+        context = self.make_context(hidden, frames)
+        return EncoderState(hidden, frames, context=context, keys=keys)
 
     @abstractmethod
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -200,11 +390,17 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
             Their state; padding that none of them needs is cut off.
         """
         rows = torch.as_tensor(rows, dtype=torch.long)
-        frames = state.frames[rows]
+        frames, ran = state.frames[rows], state.ran[rows]
+        keys = None if state.keys is None else state.keys[rows]
+        plan = state.plan
+        if plan is not None:
+            plan = plan[rows.to(plan.device)]
         rows = rows.to(state.hidden.device)
         hidden = state.hidden[:, : int(frames.max())].index_select(0, rows)
         context = self.keep_context(state.context, hidden, frames, rows)
-        return replace(state, hidden=hidden, frames=frames, context=context)
+        return EncoderState(
+            hidden, frames, state.layer, context, plan, ran, keys
+        )
 
     def forward(
         self,
@@ -259,6 +455,29 @@ def _check_same_layers(encoder, state_dict, prefix, *_):
             f"This checkpoint has {len(found)} encoder layers, the model "
             f"{encoder.num_layers}. Set the same number of layers as when it "
             "was trained."
+        )
+
+
+def _check_same_gate(encoder, state_dict, prefix, *_):
+    """Say that a gate is missing or too much, before torch lists keys."""
+    prefix += "gate."
+    given = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
+    wanted, learned = set(), set()
+    if encoder.gate is not None:
+        wanted = set(encoder.gate.state_dict())
+        learned = {name for name, _ in encoder.gate.named_parameters()}
+    if learned and not given:
+        raise ValueError(
+            f"gate: this checkpoint has no weights of the {encoder.gate.name} "
+            "gate that the model has. Take a run that was trained with it, or "
+            "start from this one by its folder (init_from)."
+        )
+    if given - wanted:
+        raise ValueError(
+            "gate: this checkpoint has a gate with weights, such as "
+            f"{min(given - wanted)}, which the model has not. Set the gate "
+            "that it was trained with, or start from the run by its folder "
+            "(init_from), which leaves the gate out."
         )
 
 

@@ -128,8 +128,8 @@ class FilterbankEncoder(LayerwiseEncoder):
         """See ``LayerwiseEncoder.keep_context``."""
         return {}
 
-    def step(self, state):
-        """See ``LayerwiseEncoder.step``: there is no layer to run."""
+    def run_layer(self, state):
+        """See ``LayerwiseEncoder.run_layer``: there is no layer to run."""
         raise IndexError("Filterbank features have no layers to run.")
 
     def final_norm(self, hidden):

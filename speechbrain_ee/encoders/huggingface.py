@@ -7,7 +7,7 @@ Authors
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -27,7 +27,6 @@ except ImportError as error:
     ) from error
 
 from speechbrain_ee.encoders.base import (
-    EncoderState,
     LayerwiseEncoder,
     check_frames,
     is_padded,
@@ -36,14 +35,17 @@ from speechbrain_ee.encoders.base import (
 )
 from speechbrain_ee.encoders.convolution import real_frames_only
 
+if TYPE_CHECKING:
+    from speechbrain_ee.gates import LayerGate
+
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm")
 
 
 class HuggingFaceEncoder(LayerwiseEncoder):
     """A self-supervised encoder; ``model`` is the stock Hugging Face model.
 
-    Every layer runs in training too: LayerDrop would make the number of a layer
-    mean nothing, so the configuration's ``layerdrop`` is not used.
+    The configuration's ``layerdrop`` is not used: a gate says which layers are
+    dropped.
 
     Arguments
     ---------
@@ -70,6 +72,8 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         Keep only the first layers, so many (default: all).
     config : dict, optional
         Entries of the model configuration to set, e.g. ``num_hidden_layers``.
+    gate : LayerGate, optional
+        Which layers run (default: all), see ``LayerwiseEncoder.attach``.
 
     Example
     -------
@@ -93,6 +97,7 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         apply_spec_augment: bool = False,
         num_layers: int | None = None,
         config: dict | None = None,
+        gate: LayerGate | None = None,
     ):
         super().__init__()
         self.source = source
@@ -114,7 +119,7 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         self.stable_layer_norm = model_config.do_stable_layer_norm
         self.output_size = model_config.hidden_size
 
-        self.freeze = freeze
+        self.frozen = freeze
         if freeze:
             self.model.requires_grad_(False)
         if freeze_feature_extractor:
@@ -123,11 +128,8 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         if masked and not apply_spec_augment:
             # Never used then, and DDP waits for unused parameters.
             self.model.masked_spec_embed.requires_grad_(False)
+        self.attach(gate)
         self.train(self.training)
-
-    def train(self, mode: bool = True):
-        """Training mode, except for a frozen model."""
-        return super().train(mode and not self.freeze)
 
     @property
     def layers(self):
@@ -178,9 +180,7 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         if not self.stable_layer_norm:
             hidden = encoder.layer_norm(hidden)
         hidden = encoder.dropout(hidden)
-        return EncoderState(
-            hidden, frames, context=self.make_context(hidden, frames)
-        )
+        return self.first_state(hidden, frames, wavs, samples)
 
     def _mask_spans(self, hidden, mask):
         """SpecAugment, which the stock model refuses for short batches."""
@@ -238,8 +238,8 @@ class HuggingFaceEncoder(LayerwiseEncoder):
         lowest = torch.finfo(hidden.dtype).min
         return hidden.new_zeros(()).masked_fill(mask, lowest)[:, None, None]
 
-    def step(self, state):
-        """See ``LayerwiseEncoder.step``."""
+    def run_layer(self, state):
+        """See ``LayerwiseEncoder.run_layer``."""
         layer = self.layers[state.layer]
         mask, bias = state.context["mask"], state.context["bias"]
         if bias is None:
@@ -248,9 +248,13 @@ class HuggingFaceEncoder(LayerwiseEncoder):
             hidden = layer(
                 state.hidden, attention_mask=mask, position_bias=bias
             )
-        if isinstance(hidden, tuple):
-            hidden = hidden[0]
-        return replace(state, hidden=hidden, layer=state.layer + 1)
+        return hidden[0] if isinstance(hidden, tuple) else hidden
+
+    def closing_norm(self, layer):
+        """See ``LayerwiseEncoder.closing_norm``."""
+        if self.stable_layer_norm:
+            return None
+        return self.layers[layer].final_layer_norm
 
     def final_norm(self, hidden):
         """See ``LayerwiseEncoder.final_norm``."""

@@ -7,7 +7,7 @@ Authors
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
@@ -21,7 +21,6 @@ from speechbrain.lobes.models.transformer.TransformerASR import (
 )
 
 from speechbrain_ee.encoders.base import (
-    EncoderState,
     LayerwiseEncoder,
     check_frames,
     is_padded,
@@ -37,6 +36,9 @@ from speechbrain_ee.encoders.convolution import (
 )
 from speechbrain_ee.encoders.features import feature_frames
 
+if TYPE_CHECKING:
+    from speechbrain_ee.gates import LayerGate
+
 
 class SpeechBrainEncoder(LayerwiseEncoder):
     """Features, convolutional front end and encoder of a SpeechBrain recipe.
@@ -49,7 +51,7 @@ class SpeechBrainEncoder(LayerwiseEncoder):
     transformer : TransformerASR
         Its encoder (conformer, branchformer or transformer; every attention
         type that it offers) is used, its decoder is not, nor is its
-        ``layerdrop_prob``: every layer runs.
+        ``layerdrop_prob``: a gate says which layers are dropped.
     compute_features : torch.nn.Module
         Waveforms (batch, samples) to features (batch, time, channel), as
         ``speechbrain.lobes.features.Fbank``, without deltas or context.
@@ -60,6 +62,8 @@ class SpeechBrainEncoder(LayerwiseEncoder):
     augment : torch.nn.Module, optional
         Feature augmentation, as ``speechbrain.augment.augmenter.Augmenter``;
         used in training only.
+    gate : LayerGate, optional
+        Which layers run (default: all), see ``LayerwiseEncoder.attach``.
 
     Example
     -------
@@ -94,6 +98,7 @@ class SpeechBrainEncoder(LayerwiseEncoder):
         normalize: torch.nn.Module | None = None,
         cnn: ConvolutionFrontEnd | None = None,
         augment: torch.nn.Module | None = None,
+        gate: LayerGate | None = None,
     ):
         super().__init__()
         for neighbours in ("deltas", "context"):
@@ -114,6 +119,7 @@ class SpeechBrainEncoder(LayerwiseEncoder):
             if isinstance(layer, BranchformerEncoderLayer):
                 kernel = layer.convolution_branch.csgu.conv.kernel_size
                 self.least_frames = kernel // 2 + 1
+        self.attach(gate)
 
     @property
     def layers(self):
@@ -147,9 +153,7 @@ class SpeechBrainEncoder(LayerwiseEncoder):
         hidden = self.transformer.custom_src_module(features.flatten(2))
         if self.transformer.attention_type == "regularMHA":
             hidden = hidden + self.transformer.positional_encoding(hidden)
-        return EncoderState(
-            hidden, frames, context=self.make_context(hidden, frames)
-        )
+        return self.first_state(hidden, frames, wavs, samples)
 
     def make_context(self, hidden, frames):
         """See ``LayerwiseEncoder.make_context``."""
@@ -180,8 +184,8 @@ class SpeechBrainEncoder(LayerwiseEncoder):
             causal = causal[:time, :time]
         return {"padding": padding, "positions": positions, "causal": causal}
 
-    def step(self, state):
-        """See ``LayerwiseEncoder.step``."""
+    def run_layer(self, state):
+        """See ``LayerwiseEncoder.run_layer``."""
         layer = self.layers[state.layer]
         padding = state.context["padding"]
         guard = nullcontext()
@@ -196,7 +200,16 @@ class SpeechBrainEncoder(LayerwiseEncoder):
                 src_key_padding_mask=padding,
                 pos_embs=state.context["positions"],
             )
-        return replace(state, hidden=hidden, layer=state.layer + 1)
+        return hidden
+
+    def closing_norm(self, layer):
+        """See ``LayerwiseEncoder.closing_norm``."""
+        layer = self.layers[layer]
+        if isinstance(layer, BranchformerEncoderLayer):
+            return None
+        if isinstance(layer, ConformerEncoderLayer):
+            return layer.norm2
+        return None if layer.normalize_before else layer.norm2
 
     def final_norm(self, hidden):
         """See ``LayerwiseEncoder.final_norm``."""

@@ -86,6 +86,8 @@ class EarlyExitASR(Pretrained):
         As for :meth:`set_depth`.
     max_layers : int, optional
         As for :meth:`set_depth`.
+    target_layers : float, optional
+        As for :meth:`set_depth`.
     max_seconds : float
         Longer files are refused.
     **kwargs : dict
@@ -138,6 +140,7 @@ class EarlyExitASR(Pretrained):
         selector: ExitSelector | str | Path | Mapping | None = None,
         exit_layer: int | None = None,
         max_layers: int | None = None,
+        target_layers: float | None = None,
         max_seconds: float = 120.0,
         **kwargs,
     ):
@@ -145,7 +148,7 @@ class EarlyExitASR(Pretrained):
         self.audio_normalizer = AudioNormalizer(self.hparams.sample_rate)
         self.max_seconds = max_seconds
         self.costs = ExitCosts(self.mods.encoder, self.mods.exits)
-        self.set_depth(selector, exit_layer, max_layers)
+        self.set_depth(selector, exit_layer, max_layers, target_layers)
 
     @classmethod
     def from_hparams(
@@ -156,6 +159,7 @@ class EarlyExitASR(Pretrained):
         selector: ExitSelector | str | Path | Mapping | None = None,
         exit_layer: int | None = None,
         max_layers: int | None = None,
+        target_layers: float | None = None,
         run_opts: Mapping | None = None,
         overrides: Mapping | None = None,
         **kwargs,
@@ -177,6 +181,8 @@ class EarlyExitASR(Pretrained):
         exit_layer : int, optional
             As for :meth:`set_depth`.
         max_layers : int, optional
+            As for :meth:`set_depth`.
+        target_layers : float, optional
             As for :meth:`set_depth`.
         run_opts : Mapping, optional
             SpeechBrain's, e.g. ``{"device": "cuda", "precision": "bf16"}``.
@@ -212,6 +218,7 @@ class EarlyExitASR(Pretrained):
                 selector=selector,
                 exit_layer=exit_layer,
                 max_layers=max_layers,
+                target_layers=target_layers,
                 run_opts=run_opts,
                 **kwargs,
             )
@@ -229,8 +236,9 @@ class EarlyExitASR(Pretrained):
         selector: ExitSelector | str | Path | Mapping | None = None,
         exit_layer: int | None = None,
         max_layers: int | None = None,
+        target_layers: float | None = None,
     ) -> None:
-        """Say where utterances leave from now on.
+        """Say where utterances leave, and how many layers run, from now on.
 
         Arguments
         ---------
@@ -241,12 +249,16 @@ class EarlyExitASR(Pretrained):
             The one exit where all leave.
         max_layers : int, optional
             The most layers that may run, whatever the selector says.
+        target_layers : float, optional
+            How many layers each utterance keeps, of a model whose gate serves
+            any number (default: what its YAML says).
 
         Raises
         ------
         ValueError
-            If the settings contradict each other, do not fit the exits, or
-            were calibrated for a score that the model defines otherwise.
+            If the settings contradict each other, do not fit the exits or the
+            gate, or were calibrated for a score that the model defines
+            otherwise.
         """
         if exit_layer is None:
             if selector is None:
@@ -259,6 +271,14 @@ class EarlyExitASR(Pretrained):
             raise ValueError(
                 "exit_layer lets all utterances leave there: give it without "
                 "selector and max_layers."
+            )
+        gate = self.mods.encoder.gate
+        if gate is not None:
+            gate.set_target(target_layers)
+        elif target_layers is not None:
+            raise ValueError(
+                "target_layers: no gate chooses the layers of this model, and "
+                "all run. Give exit_layer or max_layers instead."
             )
         loop = EarlyExitLoop(
             self.mods.encoder, self.mods.exits, selector, self.costs

@@ -161,7 +161,7 @@ def write_inference(
     nodes = _nodes_of_model(hparams_file, encoder, lm)
     parts = dict(_PARTS)
     weights = {"encoder": encoder.state_dict(), "exits": exits.state_dict()}
-    statistics = _statistics(encoder)
+    statistics = statistics_of(encoder)
     if statistics is None:
         del parts["normalizer"]
     else:
@@ -279,9 +279,22 @@ def load_statistics(normalizer: InputNormalization, path: str | Path) -> None:
             f"{path} holds no statistics ({', '.join(names)}) of an "
             "InputNormalization: export the model again."
         )
-    normalizer.count, normalizer.glob_mean, normalizer.glob_std = (
-        statistics[name] for name in names
-    )
+    set_statistics(normalizer, statistics)
+
+
+def set_statistics(normalizer: InputNormalization, statistics: dict) -> None:
+    """Put what another normaliser has seen in place of what this one has.
+
+    Arguments
+    ---------
+    normalizer : InputNormalization
+        Takes the statistics.
+    statistics : dict
+        As from :func:`statistics_of`.
+    """
+    normalizer.count = statistics["count"]
+    normalizer.glob_mean = statistics["glob_mean"]
+    normalizer.glob_std = statistics["glob_std"]
 
 
 def load_tokenizer(
@@ -372,8 +385,25 @@ def _plain(value):
     )
 
 
-def _statistics(encoder) -> dict | None:
-    """What the encoder's normaliser has seen, if that matters."""
+def statistics_of(encoder: LayerwiseEncoder) -> dict | None:
+    """What an encoder's normaliser has seen, if that matters.
+
+    Arguments
+    ---------
+    encoder : LayerwiseEncoder
+        Of any kind.
+
+    Returns
+    -------
+    dict or None
+        ``count``, ``glob_mean`` and ``glob_std``; None unless the features are
+        normalised with global statistics.
+
+    Raises
+    ------
+    ValueError
+        If it has seen nothing yet.
+    """
     own = encoder.normalize if isinstance(encoder, SpeechBrainEncoder) else None
     if not isinstance(own, InputNormalization) or own.norm_type != "global":
         return None
@@ -408,6 +438,8 @@ def _nodes_of_model(hparams_file, encoder, lm) -> CommentedMap:
             )
     # As a number: it may have been asked of the encoder.
     nodes["exits"]["input_size"] = encoder.output_size
+    if encoder.gate is None:
+        nodes["encoder"].pop("gate", None)
     if isinstance(encoder, SpeechBrainEncoder):
         nodes["encoder"].pop("augment", None)
     else:

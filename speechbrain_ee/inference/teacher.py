@@ -1,4 +1,4 @@
-"""A finished run that teaches another one.
+"""A finished run that teaches another one, or that another one starts from.
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -14,6 +14,7 @@ import torch
 from speechbrain_ee.encoders import LayerwiseEncoder
 from speechbrain_ee.heads import CTCHeads
 from speechbrain_ee.inference.asr import EarlyExitASR
+from speechbrain_ee.inference.export import set_statistics, statistics_of
 from speechbrain_ee.tokenizer import first_difference, labels_of
 
 
@@ -33,6 +34,8 @@ class FrozenTeacher:
         Of the model, in Hz.
     name : str
         What errors call it.
+    key : str
+        The setting that named it, for errors.
 
     Example
     -------
@@ -52,6 +55,7 @@ class FrozenTeacher:
         tokenizer,
         sample_rate: int,
         name: str = "the model",
+        key: str = "teacher",
     ):
         self.modules = dict(modules)
         self.encoder = self.modules["encoder"]
@@ -59,6 +63,7 @@ class FrozenTeacher:
         self.tokenizer = tokenizer
         self.sample_rate = sample_rate
         self.name = name
+        self.key = key
         for module in self.modules.values():
             module.eval().requires_grad_(False)
 
@@ -136,19 +141,19 @@ class FrozenTeacher:
         for key, (own, other) in figures.items():
             if own != other:
                 raise ValueError(
-                    f"teacher: {self.name} has {key} {own}, the student "
-                    f"{other}: set {key} to {own}, or take another teacher."
+                    f"{self.key}: {self.name} has {key} {own}, this model "
+                    f"{other}: set {key} to {own}, or take another run."
                 )
         own, other = labels_of(self.tokenizer), labels_of(tokenizer)
         at = first_difference(own, other)
         if at is not None:
-            told = f"{len(own)} labels, the student {len(other)}"
+            told = f"{len(own)} labels, this model {len(other)}"
             if at < min(len(own), len(other)):
-                told = f"{own[at]!r} as label {at}, the student {other[at]!r}"
+                told = f"{own[at]!r} as label {at}, this model {other[at]!r}"
             raise ValueError(
-                f"teacher: {self.name} has {told}. Train both on the same "
+                f"{self.key}: {self.name} has {told}. Train both on the same "
                 "text with the same token_type and output_neurons, or take "
-                "another teacher."
+                "another run."
             )
         # All the ways in which a second may be cut into frames.
         samples = torch.arange(sample_rate, 2 * sample_rate)
@@ -156,19 +161,60 @@ class FrozenTeacher:
         if not torch.equal(own, other):
             at = int((own != other).nonzero()[0])
             raise ValueError(
-                f"teacher: {self.name} makes {int(own[at])} frames of "
-                f"{int(samples[at])} samples, the student {int(other[at])}: "
-                "take a teacher with the same front end and sub-sampling."
+                f"{self.key}: {self.name} makes {int(own[at])} frames of "
+                f"{int(samples[at])} samples, this model {int(other[at])}: "
+                "take a run with the same front end and sub-sampling."
             )
 
+    def give_weights(self, encoder: LayerwiseEncoder, exits: CTCHeads) -> None:
+        """Let another model start as this one has ended, but for its gate.
 
-def load_teacher(source: str | Path | None) -> FrozenTeacher | None:
-    """A teacher from the folder of a finished run.
+        Arguments
+        ---------
+        encoder : LayerwiseEncoder
+            Takes the weights of the encoder, and the statistics of its
+            normaliser; a gate that it has stays as it is.
+        exits : CTCHeads
+            Takes those of the exits.
+
+        Raises
+        ------
+        ValueError
+            If they are built otherwise.
+        """
+        weights = {
+            key: value
+            for key, value in self.encoder.state_dict().items()
+            if not key.startswith("gate.")
+        }
+        if encoder.gate is not None:
+            own = encoder.gate.state_dict()
+            weights |= {f"gate.{key}": value for key, value in own.items()}
+        try:
+            encoder.load_state_dict(weights)
+            exits.load_state_dict(self.exits.state_dict())
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.key}: {self.name} is built otherwise than this model: "
+                f"{error} Set the same sizes and exit_layers, or take another "
+                "run."
+            ) from error
+        seen = statistics_of(self.encoder)
+        if seen is not None:
+            set_statistics(encoder.normalize, seen)
+
+
+def load_teacher(
+    source: str | Path | None, key: str = "teacher"
+) -> FrozenTeacher | None:
+    """A teacher, or what to start from, of the folder of a finished run.
 
     Arguments
     ---------
     source : str or Path, optional
         As for ``EarlyExitASR.from_hparams``; None gives none.
+    key : str
+        The setting that named it, for errors.
 
     Returns
     -------
@@ -185,10 +231,11 @@ def load_teacher(source: str | Path | None) -> FrozenTeacher | None:
     try:
         asr = EarlyExitASR.from_hparams(source, run_opts={"device": "cpu"})
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"teacher: {error}") from error
+        raise FileNotFoundError(f"{key}: {error}") from error
     return FrozenTeacher(
         asr.mods,
         asr.hparams.tokenizer,
         asr.hparams.sample_rate,
         name=str(source),
+        key=key,
     )

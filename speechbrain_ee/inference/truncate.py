@@ -86,8 +86,8 @@ def truncate_model(
     FileNotFoundError
         If the source holds no model.
     ValueError
-        If the model has no such exit, or its selector does not fit the exits
-        that are left.
+        If the model has no such exit, its selector does not fit the exits
+        that are left, or a gate chooses its layers.
 
     Example
     -------
@@ -105,6 +105,11 @@ def truncate_model(
             f"{folder} is not empty: name another folder, or empty it."
         )
     asr = EarlyExitASR.from_hparams(source, run_opts={"device": "cpu"})
+    if asr.mods.encoder.gate is not None:
+        raise ValueError(
+            f"{source}: its gate chooses among all layers, and knows no model "
+            "with fewer. Set target_layers instead, when it is loaded."
+        )
     exits = asr.mods.exits.exit_layers
     if exit_layer not in exits:
         raise ValueError(

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Train every model by every scheme for three steps, and keep what came of it.
+"""Train every model by every scheme, and with every gate, for three steps, and
+keep what came of it.
 
 The global batches are the same however many processes share them, so that the
 parameters must be the same too. From the root of the project:
@@ -32,6 +33,7 @@ from speechbrain_ee.heads import (
 )
 from speechbrain_ee.inference import FrozenTeacher
 from tests.unit.encoders.backbones import NUM_LAYERS, build
+from tests.unit.gates.gates import ROWS as GATES
 from tests.unit.inference.models import train_tokenizer
 from tests.unit.objectives.schemes import BLOCKS, make_objective
 
@@ -78,7 +80,7 @@ def make_modules(backbone, make_exits, exit_layers, seed):
     }
 
 
-def make_brain(backbone, tokenizer, objective, kind, make_exits):
+def make_brain(backbone, tokenizer, objective, kind, make_exits, gate=None):
     """What trains exits, without dropout."""
     teacher = None
     if getattr(objective, "needs_teacher", False):
@@ -88,6 +90,7 @@ def make_brain(backbone, tokenizer, objective, kind, make_exits):
             SAMPLE_RATE,
         )
     modules = make_modules(backbone, make_exits, [1, 2, NUM_LAYERS], seed=0)
+    modules["encoder"].attach(gate)
     for module in modules.values():
         remove_dropout(module)
     return kind(
@@ -123,6 +126,13 @@ MODELS = {
     "wavlm_ctc": ("wavlm-base", CTC),
 }
 CASES = [(model, scheme) for model in MODELS for scheme in sorted(BLOCKS)]
+# Those with a gate are trained by the plain sum.
+GATE = "gate: "
+CASES += [
+    (model, GATE + row)
+    for model in ("conformer_ctc", "wavlm_ctc")
+    for row in GATES
+]
 
 
 def remove_dropout(module):
@@ -170,7 +180,12 @@ def train(model, scheme, tokenizer, rank, processes):
         Its parameters ``before`` and ``after``, by name.
     """
     backbone, parts = MODELS[model]
-    brain = make_brain(backbone, tokenizer, make_objective(scheme), **parts)
+    objective, gate = scheme, None
+    if scheme.startswith(GATE):
+        objective, gate = "uniform", GATES[scheme.removeprefix(GATE)]()
+    objective = make_objective(objective)
+    torch.manual_seed(0)
+    brain = make_brain(backbone, tokenizer, objective, gate=gate, **parts)
     assert not brain.find_unused_parameters
     batches = make_batches(tokenizer, rank, processes)
     brain.modules.train()

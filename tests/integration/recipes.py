@@ -58,8 +58,9 @@ def trains(row):
 
 
 def is_taught(row):
-    """Whether a row learns from a finished run."""
-    return any(flag.startswith("--teacher=") for flag in flags(row))
+    """Whether a row learns or starts from a finished run."""
+    keys = ("--teacher=", "--init_from=")
+    return any(flag.startswith(keys) for flag in flags(row))
 
 
 def run(row, corpora, output_folder, *more, launcher=None):

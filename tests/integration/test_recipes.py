@@ -64,7 +64,8 @@ def test_the_recipe_runs_from_end_to_end(row, request, tmp_path):
     test = measured.stem.removeprefix("loop_")
     traces = pd.read_csv(tmp_path / f"traces_{test}.csv")
     assert traces["exit_layer"].unique().tolist() == layers
-    assert (traces["exit_layer"] == traces["layers_run"]).all()
+    if settings["gate"] is None:
+        assert (traces["exit_layer"] == traces["layers_run"]).all()
     utterances = traces["id"].nunique()
     assert len(traces) == len(layers) * utterances
     assert utterances == SPLITS["test"] if trains(row) else utterances > 0
@@ -82,9 +83,34 @@ def test_the_recipe_runs_from_end_to_end(row, request, tmp_path):
     assert report.startswith(f"%WER {rate:.2f}")
 
     curve = pd.read_csv(tmp_path / f"curve_{test}.csv")
+    if settings["gate"] is not None:
+        check_gates(tmp_path, settings, traces, curve)
     fixed = curve[curve["selector"] == "fixed"]
+    fixed = fixed[: len(layers)]  # behind them, a gate of that name
     assert fixed["threshold"].tolist() == layers
     assert fixed["error_rate"].iloc[-1] == pytest.approx(rate)
+
+
+def check_gates(folder, settings, traces, curve):
+    """Traces tell which layers ran, and each gate is on the curve."""
+    texts = {"id": str, "layers": str}
+    traces = pd.read_csv(folder / "traces_test.csv", dtype=texts)
+    gates = pd.read_csv(folder / "gates_test.csv", dtype=texts)
+    for table in (traces, gates):
+        assert (table["layers"].str.count("1") == table["layers_run"]).all()
+        assert (table["layers"].str.len() == table["exit_layer"]).all()
+    served = gates["gate"].isin(["random_n", "first_n", "greedy"])
+    chosen = set(gates.loc[served, "target_layers"])
+    if served.any():
+        assert chosen == set(settings["target_layers"])
+        target = gates.loc[served, "target_layers"]
+        assert ((gates.loc[served, "layers_run"] - target).abs() < 1).all()
+    for gate, part in gates.groupby("gate"):
+        rows = curve[curve["selector"] == gate]
+        assert {*part["target_layers"]} <= {*rows["threshold"]}
+    for masks in folder.glob("masks_*.csv"):
+        found = pd.read_csv(masks, dtype=texts)
+        assert found["layers_run"].tolist() == list(range(6, -1, -1))
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from speechbrain_ee.exits import (
     get_score,
     get_selector,
 )
+from speechbrain_ee.gates import GATES
 from speechbrain_ee.heads import ClusterBranches
 from speechbrain_ee.interfaces import build_interface
 from speechbrain_ee.objectives import ExitLossSum, ExitPredictions
@@ -121,6 +122,11 @@ def test_every_block_holds_what_its_key_takes(block, tmp_path):
         branches = ClusterBranches(range(1, 13), input_size=8, num_clusters=4)
         learns = isinstance(value, BranchExits)
         value.prepare(branches if learns else branches.exit_layers)
+    elif block.parent.name in ("gates", "eval_gates"):
+        gates = value.values() if isinstance(value, dict) else [value]
+        for gate in gates:
+            gate.prepare(num_layers=12, width=8)
+            assert GATES[gate.name] is type(gate)
     else:
         log_probs = torch.full((3, 1, 4, 3), 1 / 3).log()
         one = torch.tensor([1])

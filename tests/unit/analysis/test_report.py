@@ -114,3 +114,22 @@ def test_a_set_or_score_that_a_run_lacks_is_named(run, tmp_path):
         compare_runs([run], tmp_path / "out", score="kl_to_previous")
     with pytest.raises(ValueError, match="same run twice"):
         compare_runs([run, run], tmp_path / "out")
+
+
+def test_layers_chosen_by_gates_stand_beside_early_exits(run, tmp_path):
+    table = pd.read_csv(run / "traces_test.csv", dtype={"id": str})
+    table = table[table["exit_layer"] == 6].assign(gate="first_n")
+    gates = [
+        table.assign(target_layers=n, layers_run=n, layers="1" * n)
+        for n in (2, 4)
+    ]
+    columns = ["id", "gate", "target_layers", "exit_layer", "layers_run"]
+    columns += ["layers", "errors", "ref_len", "macs", "seconds"]
+    path = run / "gates_test.csv"
+    pd.concat(gates)[columns].to_csv(path, index=False)
+    page = compare_runs([run], tmp_path / "out").read_text()
+    assert "Layers chosen by gates" in page and "1234: first_n" in page
+    assert "<td>first_n</td>" in write_report(run).read_text()
+    gates[0][columns][1:].to_csv(path, index=False)
+    with pytest.raises(ValueError, match="of other utterances"):
+        compare_runs([run], tmp_path / "out")

@@ -211,7 +211,7 @@ def test_a_teacher_hears_the_waveforms_that_the_student_hears():
                 "objective": PosteriorDistillation("model"),
                 "teacher": lambda: make_teacher(labels=4),
             },
-            "has 4 labels, the student 5",
+            "has 4 labels, this model 5",
         ),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_block_gives_a_frozen_public_model(block, tmp_path, monkeypatch):
     name = "speechbrain_ee.encoders.huggingface.HuggingFaceEncoder"
     monkeypatch.setattr(name, Local)
     upstream = load(tmp_path, f"upstream: {block.stem}")["upstream"]
-    assert type(upstream) is Local and upstream.freeze
+    assert type(upstream) is Local and upstream.frozen
     (source,) = set(asked)
     assert source.count("/") == 1
     key = (

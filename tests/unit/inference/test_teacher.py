@@ -63,10 +63,10 @@ def test_its_own_kind_can_learn_from_it(run, teacher):
 @pytest.mark.parametrize(
     ("pieces", "told"),
     [
-        (lambda own: own[:-1], "has 10 labels, the student 9"),
+        (lambda own: own[:-1], "has 10 labels, this model 9"),
         (
             lambda own: [*own[:3], "Z", *own[4:]],
-            "as label 3, the student 'Z'.*token_type",
+            "as label 3, this model 'Z'.*token_type",
         ),
     ],
 )
@@ -79,9 +79,9 @@ def test_other_labels_are_refused(run, teacher, pieces, told):
 @pytest.mark.parametrize(
     ("settings", "rate", "told"),
     [
-        ({}, 8000, "sample_rate 16000, the student 8000"),
-        ({"vocab_size": 13}, 16000, "output_neurons 12, the student 13"),
-        ({"blank_index": 3}, 16000, "blank_index 0, the student 3"),
+        ({}, 8000, "sample_rate 16000, this model 8000"),
+        ({"vocab_size": 13}, 16000, "output_neurons 12, this model 13"),
+        ({"blank_index": 3}, 16000, "blank_index 0, this model 3"),
     ],
 )
 def test_other_heads_or_rates_are_refused(run, teacher, settings, rate, told):
@@ -98,7 +98,7 @@ def test_other_heads_or_rates_are_refused(run, teacher, settings, rate, told):
 def test_other_frames_are_refused(run, teacher, tmp_path):
     _, exits = run.modules
     encoder, _ = make_run(tmp_path / "other", "wavlm").modules
-    told = r"makes 26 frames of 16000 samples, the student 49.*sub-sampling"
+    told = r"makes 26 frames of 16000 samples, this model 49.*sub-sampling"
     with pytest.raises(ValueError, match=told):
         teacher.check_student(encoder, exits, teacher.tokenizer, 16000)
 
