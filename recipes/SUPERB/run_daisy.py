@@ -6,7 +6,8 @@ Wants a HuBERT as pretrain_hubert.py writes it, its branches as
 ../MiniSUPERB/train_branches.py does, speech as real_speech.py takes it, and
 noise as audio files. Each task is learnt on clean speech with a fixed exit
 behind each layer, and with exits by the entropy of the branches at several
-scales of the threshold. Runs that are done, or whose traces are kept in
+scales of the threshold; beside them stand exits by entropy in evaluation alone,
+and a random choice as deep. Runs that are done, or whose traces are kept in
 docs/results/daisy, are skipped, so the command can be stopped and given again.
 To run:
 
@@ -80,6 +81,11 @@ TASKS = {
     "digits": (make_digits, UTTERANCES, FEW, (1.0,)),
     "drinks": (make_drinks, UTTERANCES, FEW, (1.0,)),
 }
+# Why does DAISY gain or lose? It learns at all depths; and it chooses.
+WHY = {
+    "late_1.0": "{scale: 1.0, of: all, in_training: False}",
+    "random_6.7": "{selector: random, mean_exit_layer: 6.7}",
+}
 # Speakers of digits are known without fail as long as the noise is the softer.
 LOUD = {"digit_speakers": (None, 0, -5, -10)}
 
@@ -87,8 +93,9 @@ LOUD = {"digit_speakers": (None, 0, -5, -10)}
 def exits_of(task):
     """The exits of a task: name of the run to what ``exits`` is told."""
     *_, layers, scales = TASKS[task]
-    fixed = {f"fixed_{k}": f"{{selector: fixed, layer: {k}}}" for k in layers}
-    return fixed | {f"daisy_{s}": f"{{scale: {s}, of: all}}" for s in scales}
+    exits = {f"fixed_{k}": f"{{selector: fixed, layer: {k}}}" for k in layers}
+    exits |= {f"daisy_{s}": f"{{scale: {s}, of: all}}" for s in scales}
+    return exits | (WHY if scales == SCALES else {})
 
 
 def folder_of(run):

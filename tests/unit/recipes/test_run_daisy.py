@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
-from speechbrain_ee.exits import BranchExits, FixedLayer, get_exits
+from speechbrain_ee.exits import BranchExits, FixedLayer, RandomExit, get_exits
 from tests.unit.recipes.scripts import load_script
 
 SCRIPT = load_script("recipes/SUPERB/run_daisy.py")
@@ -44,11 +45,11 @@ def folders(tmp_path, monkeypatch):
 def test_exits_are_those_that_their_names_tell(task):
     for name, text in SCRIPT["exits_of"](task).items():
         kind, value = name.split("_")
-        pairs = [pair.split(": ") for pair in text.strip("{}").split(", ")]
-        spec = {k: float(v) if v[0].isdigit() else v for k, v in pairs}
-        exits = get_exits(spec)
+        exits = get_exits(YAML(typ="safe").load(text))
         if kind == "fixed":
             assert isinstance(exits, FixedLayer) and exits.layer == int(value)
+        elif kind == "random":
+            assert isinstance(exits, RandomExit)
         else:
             assert isinstance(exits, BranchExits)
             assert exits.scale == float(value)
