@@ -17,6 +17,7 @@ from pathlib import Path
 
 # What makes a corpus in a layout: functions of the modules of that name.
 LAYOUTS = {
+    "esc": "make_esc",
     "librilight": "make_librilight",
     "librimix": "make_librimix",
     "librispeech": "make_demo_corpus",

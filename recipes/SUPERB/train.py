@@ -15,6 +15,7 @@ can choose its layers. To run this recipe:
       --train_csv train.csv --valid_csv valid.csv --test_csvs "[test.csv]" \
       --label_columns "[emotion]" --interface last_layer \
       --upstream "{freeze: False}" --gate input_conditioned
+> python train.py hparams/classification.yaml --data_folder ESC-50 --fold 1
 > python train.py hparams/speaker_verification.yaml --data_folder VoxCeleb1 \
       --train_csv train.csv --valid_csv valid.csv \
       --test_csvs "[vox1_o.csv]" --test_trials "[veri_test.txt]"
@@ -53,8 +54,25 @@ def utterances(hparams):
     Returns the size of the downstream's output, what the brain needs to know,
     and the sets.
     """
+    from esc_prepare import prepare_esc
     from superb_prepare import prepare_superb, prepare_trials
 
+    if hparams.get("fold") is not None:
+        settings = {
+            "data_folder": hparams["data_folder"],
+            "save_folder": Path(hparams["save_folder"]) / "esc",
+            "fold": hparams["fold"],
+            "esc10": hparams["esc10"],
+        }
+        run_on_main(prepare_esc, kwargs=settings)
+        files = prepare_esc(**settings, skip_prep=True)
+        hparams |= files
+        hparams["preparation"] |= files
+    elif None in (hparams["train_csv"], hparams["valid_csv"]):
+        raise ValueError(
+            "train_csv, valid_csv: name the CSVs, or a fold of a corpus in "
+            "the layout of ESC-50."
+        )
     run_on_main(prepare_superb, kwargs=hparams["preparation"])
     folder = Path(hparams["save_folder"])
     tests = [Path(file).stem for file in hparams["test_csvs"]]
