@@ -65,8 +65,8 @@ def prepare_esc(data_folder, save_folder, fold, esc10=False, skip_prep=False):
     >>> from speechbrain_ee.corpora.esc import make_esc
     >>> data = make_esc(getfixture("tmp_path") / "data", clips=1, folds=3)
     >>> files = prepare_esc(data, getfixture("tmp_path") / "save", fold=3)
-    >>> print(Path(files["valid_csv"]).read_text().splitlines()[1][:21])
-    1-100000-A-10,$data_r
+    >>> Path(files["valid_csv"]).read_text().splitlines()[1][-15:]
+    'rain,1,100000,A'
     """
     data_folder, save_folder = Path(data_folder), Path(save_folder)
     files = {
@@ -113,13 +113,13 @@ def prepare_esc(data_folder, save_folder, fold, esc10=False, skip_prep=False):
             writer = csv.DictWriter(stream, columns, lineterminator="\n")
             writer.writeheader()
             for row in own:
-                said = {
-                    "ID": Path(row["filename"]).stem,
-                    "wav": wavs[row["filename"]],
-                    "label": row["category"],
-                }
                 writer.writerow(
-                    said | {column: row[column] for column in given}
+                    {
+                        "ID": Path(row["filename"]).stem,
+                        "wav": wavs[row["filename"]],
+                        "label": row["category"],
+                        **{column: row[column] for column in given},
+                    }
                 )
         logger.info(f"{file}: {len(own)} clips.")
     return made

@@ -64,7 +64,8 @@ def utterances(hparams):
             "fold": hparams["fold"],
             "esc10": hparams["esc10"],
         }
-        run_on_main(prepare_esc, kwargs=settings)
+        skip = {"skip_prep": hparams["skip_prep"]}
+        run_on_main(prepare_esc, kwargs=settings | skip)
         files = prepare_esc(**settings, skip_prep=True)
         hparams |= files
         hparams["preparation"] |= files

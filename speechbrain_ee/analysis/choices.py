@@ -235,13 +235,13 @@ def one_for_all(masks: pd.DataFrame) -> list[str]:
     -------
     >>> table = pd.DataFrame({"layers": ["110", "110"], "target_layers": 2})
     >>> one_for_all(count_masks(table.assign(gate="input_conditioned")))
-    ['input_conditioned, target 2: one mask, 110, serves all 2 utterances: \
-the gate does not look at its input.']
+    ['input_conditioned, target 2: one mask, 110, serves all 2 utterances, \
+whatever they are.']
     """
     return [
         f"{row.gate}, target {row.target_layers:g}: one mask, "
-        f"{row.commonest}, serves all {row.utterances} utterances: the gate "
-        "does not look at its input."
+        f"{row.commonest}, serves all {row.utterances} utterances, whatever "
+        "they are."
         for row in masks.itertuples()
         if row.masks == 1
         and row.utterances > 1
@@ -330,7 +330,7 @@ def _entropy(codes: np.ndarray) -> float:
     """Of whole numbers, in bits."""
     counts = np.bincount(codes)
     shares = counts[counts > 0] / len(codes)
-    return float(-(shares * np.log2(shares)).sum())
+    return float((shares * np.log2(1 / shares)).sum())
 
 
 def _permuted(groups, utterances, permutations, rng):

@@ -72,6 +72,10 @@ def test_audio_of_16_khz_is_read_where_it_is(tmp_path):
         ({"fold": "x"}, "column filename: .*fold, src_file"),
         ({"category": "siren"}, "line 6, column category: target 10 .*above"),
         ({"esc10": "yes"}, "line 6, column esc10: 'yes'"),
+        (
+            {"fold": "x", "filename": "x-100004-A-10.wav"},
+            "line 6, column fold: 'x' is no whole number",
+        ),
         ({"target": "3"}, "line 6, column filename"),
         ({"filename": "1-100000-A-10.wav"}, "line 6, column filename"),
     ],
