@@ -87,7 +87,7 @@ class DownstreamBrain(EncoderBrain):
     gate : LayerGate, optional
         Which layers of the upstream run.
     encoder_opt_class : callable, optional
-        As for ``EncoderBrain``; not used where the upstream is frozen.
+        As for ``EncoderBrain``; needed where the upstream is not frozen.
     init_from : str or Path, optional
         Folder of a finished run of the same upstream, interface and
         downstream, whose best checkpoint is the start; a gate starts anew.
@@ -99,7 +99,8 @@ class DownstreamBrain(EncoderBrain):
     Raises
     ------
     ValueError
-        If exits, gate and upstream do not fit together.
+        If exits, gate and upstream do not fit together, or the upstream would
+        be trained at a rate that is not its own.
     """
 
     averaged = ("interface", "downstream")
@@ -133,6 +134,12 @@ class DownstreamBrain(EncoderBrain):
         self.fine_tunes = any(not k.startswith("gate.") for k in trained)
         if not self.fine_tunes:
             encoder_opt_class = None
+        elif encoder_opt_class is None:
+            raise ValueError(
+                f"upstream: {len(trained)} of its parameters would be trained, "
+                f"such as {trained[0]}, at the rate of the task model. Set "
+                "freeze: True, or give encoder_opt_class."
+            )
         super().__init__(encoder_opt_class=encoder_opt_class, **kwargs)
         self.metric = metric
         self.cache = None

@@ -37,6 +37,10 @@ def data(tmp_path_factory):
     return make_noises(tmp_path_factory.mktemp("data"))
 
 
+def rate(lr):
+    return lambda parameters: torch.optim.Adam(parameters, lr)
+
+
 def make_brain(data, folder=None, frozen=True, interface=None, **settings):
     torch.manual_seed(0)
     upstream = build("hubert-base").encoder.eval()
@@ -44,6 +48,7 @@ def make_brain(data, folder=None, frozen=True, interface=None, **settings):
         upstream.freeze_backbone()
     else:
         upstream.model.masked_spec_embed.requires_grad_(False)
+        settings.setdefault("encoder_opt_class", rate(0.01))
     interface = interface or SingleLayer(upstream.state_sizes)
     downstream = UtteranceClassifier(interface.output_size, [3])
     parts = {"interface": interface, "downstream": downstream}
@@ -77,13 +82,9 @@ def fit(brain, data, epochs=(1,)):
     }
 
 
-def small_rate(parameters):
-    return torch.optim.Adam(parameters, 0.0)
-
-
 def test_an_upstream_is_fine_tuned_at_its_own_rate(data, tmp_path):
     brain = make_brain(
-        data, tmp_path, frozen=False, encoder_opt_class=small_rate
+        data, tmp_path, frozen=False, encoder_opt_class=rate(0.0)
     )
     before = values(brain.upstream)
     names = fit(brain, data)
@@ -104,7 +105,7 @@ def test_an_upstream_is_fine_tuned_at_its_own_rate(data, tmp_path):
 
 def test_a_gate_learns_through_a_frozen_upstream(data, tmp_path):
     gate = InputConditionedGate()
-    brain = make_brain(data, tmp_path, gate=gate, encoder_opt_class=small_rate)
+    brain = make_brain(data, tmp_path, gate=gate, encoder_opt_class=rate(0))
     before, first = values(brain.upstream), values(gate)
     names = fit(brain, data)
     assert "gate" in names and "upstream" not in names
@@ -254,6 +255,10 @@ def test_an_early_exit_of_a_fine_tuned_upstream(data, tmp_path):
         ({"gate": RandomN(), "exits": "never"}, "gate: .* Take one of the two"),
         ({"gate": FirstN(5)}, "target_layers: 5"),
         ({"frozen": False, "exits": {"scale": 1.0}}, "exits: .*branches"),
+        (
+            {"frozen": False, "encoder_opt_class": None},
+            "upstream: .*freeze: True, or give encoder_opt_class",
+        ),
         ({"gate_only": True}, "gate_only: there is no gate"),
         ({"gate_only": True, "gate": RandomN()}, "gate_only: there is no gate"),
         (
