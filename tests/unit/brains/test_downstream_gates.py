@@ -169,6 +169,26 @@ def test_a_dropped_layer_hands_its_input_on(data):
     assert {one["layers_run"] for one in brain.departures.values()} == {2}
 
 
+@torch.no_grad()
+def test_each_utterance_is_read_as_it_would_be_alone(data):
+    brain = make_brain(data, gate=RandomN(2.5))
+    brain.modules.eval()
+    alone = {}
+    for name in SAMPLES:
+        found, _ = brain.features(batch_of(data, [name]), sb.Stage.TEST)
+        alone[name] = found[0], brain.departures[name]
+    batch = batch_of(data)
+    together, frames = brain.features(batch, sb.Stage.TEST)
+    assert len({one["layers"] for one in brain.departures.values()}) >= 3
+    for row, name in enumerate(batch.id):
+        expected, left = alone[name]
+        found = together[row, : int(frames[row])]
+        assert torch.allclose(found, expected, atol=1e-5)
+        now = brain.departures[name]
+        for column in ("layers", "layers_run", "frames", "macs"):
+            assert now[column] == left[column]
+
+
 @pytest.mark.parametrize("own", [None, InputConditionedGate])
 def test_each_gate_and_target_is_evaluated(own, data, tmp_path):
     gate = None if own is None else own()
