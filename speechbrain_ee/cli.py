@@ -17,6 +17,7 @@ from pathlib import Path
 
 # What makes a corpus in a layout: functions of the modules of that name.
 LAYOUTS = {
+    "esc": "make_esc",
     "librilight": "make_librilight",
     "librimix": "make_librimix",
     "librispeech": "make_demo_corpus",
@@ -270,6 +271,26 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("noise"), help="folder to write"
     )
 
+    sub = command(
+        _gates,
+        "gates",
+        "Report which layers gates keep at each target, how many different "
+        "masks there are, and whether these depend on noise, length and "
+        "other groups of utterances.",
+    )
+    sub.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs"
+    )
+    sub.add_argument(
+        "--set",
+        dest="set_name",
+        metavar="NAME",
+        help="the set, without its noise; the test set by default",
+    )
+    sub.add_argument(
+        "--out", type=Path, default=Path("gates"), help="folder to write"
+    )
+
     sub = command(_transcribe, "transcribe", "Transcribe audio files.")
     sub.add_argument("files", type=Path, nargs="+", metavar="FILE")
     sub.add_argument(
@@ -410,6 +431,12 @@ def _noise(options) -> None:
             *(options.scores, rules, options.layers),
         )
     )
+
+
+def _gates(options) -> None:
+    from speechbrain_ee.analysis.choices import make_gates_report
+
+    print(make_gates_report(options.runs, options.out, options.set_name))
 
 
 def _pairs(option: str, form: str, given: Sequence[str]) -> dict[str, str]:

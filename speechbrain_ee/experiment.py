@@ -704,22 +704,26 @@ def evaluate_downstream(
     output_folder: str | Path,
     groups: Mapping[str, str],
     loader_kwargs: Mapping,
+    gates: Mapping[str, LayerGate] | None = None,
+    target_layers: Sequence[float] = (),
 ) -> Path:
-    """Evaluate a task model behind a frozen upstream, and write its report.
+    """Evaluate a task model behind an upstream, and write its report.
 
     Writes ``traces_<set>.csv`` and ``results_<set>.csv`` of the test sets,
     ``layers.csv`` and ``layers.png`` with what each layer of the upstream
     contributes (see ``analysis.contributions``; where no weights are learnt, on
     the validation set), and ``report.md``. Where there are branches,
     ``branch_scores_<set>.csv`` has what each of them says of each utterance,
-    which takes one more pass at full depth.
+    which takes one more pass at full depth. Where there are gates,
+    ``gates_<set>.csv`` and ``curve_<set>.csv`` have what each of them does at
+    each target.
 
     Arguments
     ---------
     brain : DownstreamBrain
         Trained.
     valid : tuple
-        Name and dataset of the set that the layers are judged on.
+        Name and dataset of the set that layers are judged on, and masks found.
     tests : mapping
         Name to dataset.
     output_folder : str or Path
@@ -728,6 +732,11 @@ def evaluate_downstream(
         Grouping columns of the traces, by the item that holds them.
     loader_kwargs : mapping
         Of the data loaders.
+    gates : mapping, optional
+        Which layers run: the test sets are judged under each, beside the
+        upstream's own gate.
+    target_layers : sequence of float
+        How many layers gates are asked for that serve any number.
 
     Returns
     -------
@@ -735,14 +744,15 @@ def evaluate_downstream(
         The folder that all was written into.
     """
     folder = _folder_of(brain, Path(output_folder))
+    settings = (folder, loader_kwargs, groups)
+    brain.fit_gates(valid[1], folder, gates, loader_kwargs)
     for name, dataset in tests.items():
-        traces = brain.evaluate_set(
-            dataset, name, folder, loader_kwargs, groups
-        )
+        traces = brain.evaluate_set(dataset, name, *settings)
         results = [brain.results(traces)]
         if brain.exits is not None:
             left = [one for _, one in sorted(brain.departures.items())]
             results.append(exit_results([one["exit_layer"] for one in left]))
+        brain.evaluate_gates(dataset, name, *settings, gates, target_layers)
         table = pd.concat(results, ignore_index=True)
         run_on_main(write_results, [folder, name, table])
         if brain.branches is not None:

@@ -1,14 +1,21 @@
 #!/usr/bin/env python3
-r"""Train and evaluate a task of SUPERB behind a frozen upstream: classes of
+r"""Train and evaluate a task of SUPERB behind an upstream: classes of
 utterances, speaker verification, or phone recognition.
 
 What combines the layers of the upstream is a block of ``hparams/interfaces``,
 the upstream one of ``hparams/upstreams``, where utterances leave it one of
-``hparams/exits``. There is a YAML for each kind of task. To run this recipe:
+``hparams/exits``. There is a YAML for each kind of task; in that of
+classification the upstream can be fine-tuned, and a gate (``hparams/gates``)
+can choose its layers. To run this recipe:
 
 > python train.py hparams/classification.yaml --data_folder IEMOCAP \
       --train_csv train.csv --valid_csv valid.csv --test_csvs "[test.csv]" \
       --label_columns "[emotion]" --interface hierarchical_conv
+> python train.py hparams/classification.yaml --data_folder IEMOCAP \
+      --train_csv train.csv --valid_csv valid.csv --test_csvs "[test.csv]" \
+      --label_columns "[emotion]" --interface last_layer \
+      --upstream "{freeze: False}" --gate input_conditioned
+> python train.py hparams/classification.yaml --data_folder ESC-50 --fold 1
 > python train.py hparams/speaker_verification.yaml --data_folder VoxCeleb1 \
       --train_csv train.csv --valid_csv valid.csv \
       --test_csvs "[vox1_o.csv]" --test_trials "[veri_test.txt]"
@@ -47,8 +54,26 @@ def utterances(hparams):
     Returns the size of the downstream's output, what the brain needs to know,
     and the sets.
     """
+    from esc_prepare import prepare_esc
     from superb_prepare import prepare_superb, prepare_trials
 
+    if hparams.get("fold") is not None:
+        settings = {
+            "data_folder": hparams["data_folder"],
+            "save_folder": Path(hparams["save_folder"]) / "esc",
+            "fold": hparams["fold"],
+            "esc10": hparams["esc10"],
+        }
+        skip = {"skip_prep": hparams["skip_prep"]}
+        run_on_main(prepare_esc, kwargs=settings | skip)
+        files = prepare_esc(**settings, skip_prep=True)
+        hparams |= files
+        hparams["preparation"] |= files
+    elif None in (hparams["train_csv"], hparams["valid_csv"]):
+        raise ValueError(
+            "train_csv, valid_csv: name the CSVs, or a fold of a corpus in "
+            "the layout of ESC-50."
+        )
     run_on_main(prepare_superb, kwargs=hparams["preparation"])
     folder = Path(hparams["save_folder"])
     tests = [Path(file).stem for file in hparams["test_csvs"]]
@@ -148,6 +173,11 @@ if __name__ == "__main__":
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
+    gates = {
+        "gates": hparams.get("eval_gates"),  # not in all tasks
+        "target_layers": hparams.get("target_layers", ()),
+    }
+    brain.check_gates(**gates)
     for dataset in (train, valid, *tests.values()):
         brain.check_lengths(dataset)
     batches = {"batch_size": hparams["batch_size"]}
@@ -203,4 +233,5 @@ if __name__ == "__main__":
         output_folder=hparams["output_folder"],
         groups=groups,
         loader_kwargs=hparams["test_dataloader_opts"],
+        **gates,
     )

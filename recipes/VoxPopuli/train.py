@@ -72,12 +72,17 @@ if __name__ == "__main__":
     brain = hparams["brain"](
         tokenizer=tokenizer,
         teacher=load_teacher(hparams["teacher"]),
+        start=load_teacher(hparams["init_from"], key="init_from"),
         modules=hparams["modules"],
         hparams=hparams,
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    brain.check_strategies(hparams["scores"], hparams["selectors"])
+    gates = {
+        "gates": hparams["eval_gates"],
+        "target_layers": hparams["target_layers"],
+    }
+    brain.check_strategies(hparams["scores"], hparams["selectors"], **gates)
     brain.check_lengths(train, targets=True)
     for dataset in (valid, *tests.values()):
         brain.check_lengths(dataset)
@@ -107,4 +112,5 @@ if __name__ == "__main__":
         calibrate=hparams["calibrate"],
         groups=hparams["groups"],
         loader_kwargs=hparams["test_dataloader_opts"],
+        **gates,
     )

@@ -591,6 +591,55 @@ def draw_noise(table: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
+def draw_kept(
+    panels: Mapping[str, pd.DataFrame], rows: str, title: str = ""
+) -> Figure:
+    """Which layers are kept, in a panel for each gate.
+
+    Arguments
+    ---------
+    panels : mapping
+        Name of a panel to shares from 0 to 1: a column for each layer, a row
+        for each target, or group of utterances.
+    rows : str
+        What the rows are called.
+    title : str
+        Above the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> shares = pd.DataFrame([[1.0, 0.0]], index=[1], columns=[1, 2])
+    >>> figure = draw_kept({"first_n": shares}, "target")
+    >>> figure.axes[0].get_title(), figure.axes[0].get_ylabel()
+    ('first_n', 'target')
+    """
+    wide = min(3, len(panels))
+    high = -(-len(panels) // wide)
+    tallest = max(map(len, panels.values()))
+    size = (4.2 * wide + 1, (0.3 * tallest + 1.1) * high)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(high, wide, squeeze=False).ravel()
+    for axes, (name, shares) in zip(grid, panels.items()):
+        picture = axes.imshow(
+            shares, aspect="auto", cmap="cividis", vmin=0, vmax=1
+        )
+        axes.set_xticks(range(shares.shape[1]), shares.columns)
+        told = [f"{x:g}" if isinstance(x, float) else x for x in shares.index]
+        axes.set_yticks(range(len(shares)), told)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("layer")
+        axes.set_ylabel(rows)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    figure.colorbar(picture, ax=figure.axes, label="share that keeps it")
+    figure.suptitle(title)
+    return figure
+
+
 def _draw_scores(axes: Axes, curve: pd.DataFrame) -> None:
     names = [s for s in curve["selector"].unique() if s not in _CONTROLS]
     for colour, name in zip(_cycle(), names):

@@ -374,13 +374,17 @@ def _exit_rows(traces, exits) -> pd.DataFrame:
     return table
 
 
-def gate_rows(gates: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def gate_rows(
+    gates: Mapping[str, pd.DataFrame], metric: str = "WER"
+) -> pd.DataFrame:
     """A table of what gates did, to read.
 
     Arguments
     ---------
     gates : mapping
         Name of a gate to its curve, as from ``gate_curve``.
+    metric : str
+        What the error rate is called.
 
     Returns
     -------
@@ -393,7 +397,7 @@ def gate_rows(gates: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 "gate": name,
                 "target": f"{row.threshold:g}",
                 "layers": f"{row.mean_layers_run:.2f}",
-                "WER": between(row.error_rate, row.low, row.high),
+                metric: between(row.error_rate, row.low, row.high),
                 "masks": row.masks,
                 "GMACs": f"{row.macs / 1e9:.3f}",
                 "seconds": f"{row.seconds:.2f}",

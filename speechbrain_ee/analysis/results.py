@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from speechbrain_ee.analysis.gates import gate_curve, read_gates
 from speechbrain_ee.analysis.plots import draw_exits
 from speechbrain_ee.analysis.report import (
     Part,
     Section,
+    gate_rows,
     save_picture,
     write_markdown,
 )
@@ -167,6 +169,23 @@ def write_results_report(folder: str | Path, valid: str) -> Path:
     if pictures:
         text = "Where utterances left the upstream: `exit_layer` of traces."
         sections.insert(1, Section("Exits", text, pictures))
+    gated = [
+        Part(
+            name,
+            table=gate_rows(
+                dict(list(gate_curve(found).groupby("selector", sort=False))),
+                "error rate (%)",
+            ),
+        )
+        for name in tables
+        if (found := read_gates(folder, name)) is not None
+    ]
+    if gated:
+        text = (
+            "Measured at each target (`gates_<set>.csv`), with how many "
+            "different masks there were."
+        )
+        sections.insert(1, Section("Layers chosen by gates", text, gated))
     path = folder / "report.md"
     write_markdown(path, "Results", sections)
     return path

@@ -7,23 +7,18 @@ Authors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import pandas as pd
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataset import (
     DynamicItemDataset,
-    FilteredSortedDynamicItemDataset,
 )
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
-from speechbrain.utils.optimizers import rm_vector_weight_decay
 from tqdm.auto import tqdm
 
 from speechbrain_ee.analysis.gates import gate_curve
@@ -31,7 +26,7 @@ from speechbrain_ee.analysis.loops import loop_row
 from speechbrain_ee.analysis.recorder import ExitTimer, TraceRecorder
 from speechbrain_ee.analysis.replay import sweep
 from speechbrain_ee.analysis.traces import Traces
-from speechbrain_ee.brains.base import RecipeBrain
+from speechbrain_ee.brains.encoder import EncoderBrain, gate_table
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.encoders.base import samples_of
 from speechbrain_ee.exits import (
@@ -42,7 +37,7 @@ from speechbrain_ee.exits import (
     get_selector,
 )
 from speechbrain_ee.files import replacing
-from speechbrain_ee.gates import GreedyMasks, LayerGate
+from speechbrain_ee.gates import LayerGate
 from speechbrain_ee.heads import CTCHeads, ExitOutput
 from speechbrain_ee.objectives import (
     ExitLossSum,
@@ -55,7 +50,7 @@ from speechbrain_ee.tokenizer import decode_labels, labels_of
 logger = get_logger(__name__)
 
 
-class EarlyExitCTC(RecipeBrain):
+class EarlyExitCTC(EncoderBrain):
     """Training with the sum of exit losses; evaluation of every exit.
 
     Batches have ``id``, ``sig``, ``tokens`` and ``wrd``. The modules are
@@ -71,12 +66,6 @@ class EarlyExitCTC(RecipeBrain):
     teacher : FrozenTeacher, optional
         For objectives whose ``needs_teacher`` is True. It hears the waveforms
         that the student hears.
-    encoder_opt_class : callable, optional
-        As ``opt_class``, for the encoder alone: it is then trained at a rate
-        of its own, and ``opt_class`` trains the rest. Each of the two clips
-        its own gradients.
-    encoder_lr_annealing : callable, optional
-        As ``lr_annealing``, for the encoder's optimiser.
     start : FrozenTeacher, optional
         A finished run whose weights encoder and exits start from; a gate starts
         anew.
@@ -93,7 +82,7 @@ class EarlyExitCTC(RecipeBrain):
         The figure on dev that chooses checkpoints: ``WER_mean`` over exits,
         or ``WER_exit<k>`` of one.
     **kwargs
-        Those of ``RecipeBrain``.
+        Those of ``EncoderBrain``.
     """
 
     averaged = ("encoder", "exits")
@@ -105,8 +94,6 @@ class EarlyExitCTC(RecipeBrain):
         teacher=None,
         start=None,
         gate_only: bool = False,
-        encoder_opt_class=None,
-        encoder_lr_annealing=None,
         ctc_source: str | None = None,
         wav_augment=None,
         error_rate_computer=ErrorRateStats,
@@ -115,11 +102,8 @@ class EarlyExitCTC(RecipeBrain):
     ):
         super().__init__(select_by=select_by, **kwargs)
         self.tokenizer = tokenizer
-        self.encoder_opt_class = encoder_opt_class
-        self.encoder_lr_annealing = encoder_lr_annealing
         self.wav_augment = wav_augment
         self.error_rate_computer = error_rate_computer
-        self.encoder = self.unwrapped["encoder"]
         self.exits = self.unwrapped["exits"]
         self.exit_layers = self.exits.exit_layers
         self.objective = objective or ExitLossSum()
@@ -134,11 +118,6 @@ class EarlyExitCTC(RecipeBrain):
         if select_by not in figures:
             raise ValueError(
                 f"select_by: {select_by!r} is none of {', '.join(figures)}."
-            )
-        if encoder_lr_annealing is not None and encoder_opt_class is None:
-            raise ValueError(
-                "encoder_lr_annealing: it sets the rate of the encoder's own "
-                "optimiser; give encoder_opt_class too."
             )
         if ctc_source is not None:
             self._start_from(ctc_source)
@@ -229,8 +208,7 @@ class EarlyExitCTC(RecipeBrain):
         wavs, wav_lens = batch.sig
         if stage == sb.Stage.TRAIN and self.wav_augment is not None:
             wavs, wav_lens = self.wav_augment(wavs, wav_lens)
-        if self.encoder.gate is not None:
-            self.encoder.gate.step = self.optimizer_step
+        self.tell_step()
         states, frames = self.modules.encoder(
             wavs,
             wav_lens,
@@ -288,9 +266,7 @@ class EarlyExitCTC(RecipeBrain):
         if stage != sb.Stage.TRAIN:
             self.count_errors(seen, batch)
             return loss
-        gate = self.encoder.gate
-        penalty = None if gate is None else gate.penalty()
-        return loss if penalty is None else loss + penalty
+        return self.with_penalty(loss)
 
     def seen(self, predictions, batch, stage) -> ExitPredictions:
         """What the objective sees of a batch.
@@ -355,50 +331,6 @@ class EarlyExitCTC(RecipeBrain):
             Words, separated by spaces.
         """
         return decode_labels(self.tokenizer.sp, hypotheses)
-
-    def init_optimizers(self):
-        """One optimiser, or one for the encoder and one for the rest."""
-        if self.encoder_opt_class is None:
-            super().init_optimizers()
-            return
-        rest = torch.nn.ModuleDict(self.modules)
-        del rest["encoder"]
-        encoder = torch.nn.ModuleDict(dict(self.encoder.named_children()))
-        if "gate" in encoder:  # it has nothing to forget
-            rest["gate"] = encoder.pop("gate")
-        if self.remove_vector_weight_decay:
-            parameters = map(rm_vector_weight_decay, (encoder, rest))
-        else:
-            parameters = (encoder.parameters(), rest.parameters())
-        of_encoder, of_rest = parameters
-        self.encoder_optimizer = self.encoder_opt_class(of_encoder)
-        self.optimizer = self.opt_class(of_rest)
-        self.optimizers_dict = {
-            "opt_class": self.optimizer,
-            "encoder_opt_class": self.encoder_optimizer,
-        }
-        if self.checkpointer is not None:
-            self.checkpointer.add_recoverables(
-                {
-                    "optimizer": self.optimizer,
-                    "encoder_optimizer": self.encoder_optimizer,
-                }
-            )
-
-    @property
-    def rates(self) -> dict[str, float]:
-        """The learning rate of each optimiser, by its key in recipes."""
-        rates = super().rates
-        if self.encoder_opt_class is not None:
-            group = self.encoder_optimizer.param_groups[0]
-            rates["lr_encoder"] = group["lr"]
-        return rates
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Set the learning rates, also those of the first step."""
-        super().on_fit_batch_start(batch, should_step)
-        if should_step and self.encoder_lr_annealing is not None:
-            self.encoder_lr_annealing(self.encoder_optimizer)
 
     def on_stage_start(self, stage, epoch=None):
         """Fresh error counts."""
@@ -594,97 +526,8 @@ class EarlyExitCTC(RecipeBrain):
                     gated.to_csv(file, index=False, encoding="utf-8")
         return traces
 
-    def gates_of(
-        self, gates: Mapping[str, LayerGate] | None = None
-    ) -> dict[str, LayerGate]:
-        """The gates that the model is evaluated with.
-
-        Arguments
-        ---------
-        gates : mapping, optional
-            Name to gate, beside the encoder's own. What a layer leaves that
-            they drop is what it leaves under the own gate.
-
-        Returns
-        -------
-        dict
-            The own gate by its rule, then the others; all know the encoder.
-        """
-        own, gates = self.encoder.gate, dict(gates or {})
-        for label, gate in gates.items():
-            if own is not None:
-                gate.closing_norm = own.closing_norm
-            try:
-                gate.prepare(self.encoder.num_layers, self.encoder.output_size)
-            except ValueError as error:
-                raise ValueError(f"eval_gates: {label}: {error}") from error
-        return gates if own is None else {own.rule: own, **gates}
-
-    def fit_gates(
-        self,
-        dataset: DynamicItemDataset,
-        folder: str | Path,
-        gates: Mapping[str, LayerGate] | None = None,
-        loader_kwargs: Mapping | None = None,
-    ) -> None:
-        """Find on a development set what gates have to find there.
-
-        For each of GreedyMasks, writes ``masks_<name>.csv`` into the folder.
-        What is measured is the error rate of the last exit.
-
-        Arguments
-        ---------
-        dataset : DynamicItemDataset
-            With ``id``, ``sig``, ``tokens`` and ``wrd``.
-        folder : str or Path
-            Where the files go.
-        gates : mapping, optional
-            As for ``gates_of``.
-        loader_kwargs : mapping, optional
-            For the data loader.
-        """
-        greedy = {
-            label: gate
-            for label, gate in self.gates_of(gates).items()
-            if isinstance(gate, GreedyMasks)
-        }
-        if not greedy:
-            return
-        self.on_evaluate_start(min_key=self.select_by)
-        self.modules.eval()
-        for label, gate in greedy.items():
-            rng = np.random.default_rng(gate.seed)
-            chosen = rng.permutation(len(dataset))[: gate.utterances]
-            some = FilteredSortedDynamicItemDataset(
-                dataset, [dataset.data_ids[row] for row in sorted(chosen)]
-            )
-            loader = self.make_dataloader(
-                some,
-                sb.Stage.TEST,
-                **{**(loader_kwargs or {}), "ckpt_prefix": None},
-            )
-            with self._gated(gate):
-                found = gate.search(partial(self._last_error_rate, loader))
-            if if_main_process():
-                table = pd.DataFrame(found, columns=["layers_run", "WER"])
-                rows = gate.masks[[n for n, _ in found]].int().tolist()
-                table["layers"] = ["".join(map(str, row)) for row in rows]
-                with replacing(Path(folder) / f"masks_{label}.csv") as file:
-                    table.to_csv(file, index=False, float_format="%.4f")
-
-    @contextmanager
-    def _gated(self, gate: LayerGate):
-        """While open, the encoder obeys this gate."""
-        own = self.encoder.gate
-        self.encoder.attach(gate.to(self.device))
-        try:
-            yield
-        finally:
-            gate.set_target(None)
-            self.encoder.attach(own)
-
     @torch.no_grad()
-    def _last_error_rate(self, loader) -> float:
+    def read_error_rate(self, loader):
         """Of the CTC head of the last exit, by what is most probable."""
         stats, last = self.error_rate_computer(), self.exit_layers[-1]
         for seen, batch in enumerate(loader):
@@ -709,30 +552,20 @@ class EarlyExitCTC(RecipeBrain):
     ) -> pd.DataFrame:
         """A row for each gate, target and utterance."""
         tables = []
-        for label, gate in self.gates_of(gates).items():
-            done = set()
-            with self._gated(gate):
-                last = self.exit_layers[-1:]
-                loop = EarlyExitLoop(
-                    self.encoder, self.exits, "never", exit_layers=last
-                )
-                for target in target_layers if gate.serves_targets else [None]:
-                    gate.set_target(target)
-                    if gate.target_layers in done:
-                        continue
-                    done.add(gate.target_layers)
-                    told = f"{label} {target or ''}"
-                    batches, ids = self._run_loop(told, loop, loader)
-                    tables.append(
-                        self._gate_rows(
-                            gate, label, batches, ids, items, groups
-                        )
-                    )
+        for label, gate in self.each_target(gates, target_layers):
+            last = self.exit_layers[-1:]
+            loop = EarlyExitLoop(
+                self.encoder, self.exits, "never", exit_layers=last
+            )
+            told = f"{label} {gate.target_layers or ''}"
+            batches, ids = self._run_loop(told, loop, loader)
+            rows = self._gate_rows(batches, ids, items, groups)
+            tables.append(gate_table(label, gate, rows))
         return (
             pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
         )
 
-    def _gate_rows(self, gate, label, batches, ids, items, groups):
+    def _gate_rows(self, batches, ids, items, groups):
         hyps = self.decode([h for one in batches for h in one.hypotheses])
         refs = [items[i]["wrd"] for i in ids]
         stats = self.error_rate_computer()
@@ -744,30 +577,20 @@ class EarlyExitCTC(RecipeBrain):
             """A figure of every utterance."""
             return torch.cat([getattr(one, name) for one in batches]).tolist()
 
-        layers_run = all_of("layers_run")
-        target = gate.target_layers
-        if not gate.serves_targets:
-            target = sum(layers_run) / len(layers_run)
-        return pd.DataFrame(
-            {
-                "id": ids,
-                "gate": label,
-                "target_layers": target,
-                "exit_layer": all_of("exit_layer"),
-                "layers_run": layers_run,
-                "layers": [row for one in batches for row in one.layers],
-                "hyp": hyps,
-                "ref": refs,
-                "errors": [one["num_edits"] for one in stats.scores],
-                "ref_len": [one["num_ref_tokens"] for one in stats.scores],
-                "frames": all_of("frames"),
-                "macs": all_of("macs"),
-                "seconds": all_of("seconds"),
-                **{
-                    c: [items[i][key] for i in ids] for c, key in groups.items()
-                },
-            }
-        )
+        return {
+            "id": ids,
+            "exit_layer": all_of("exit_layer"),
+            "layers_run": all_of("layers_run"),
+            "layers": [row for one in batches for row in one.layers],
+            "hyp": hyps,
+            "ref": refs,
+            "errors": [one["num_edits"] for one in stats.scores],
+            "ref_len": [one["num_ref_tokens"] for one in stats.scores],
+            "frames": all_of("frames"),
+            "macs": all_of("macs"),
+            "seconds": all_of("seconds"),
+            **{c: [items[i][key] for i in ids] for c, key in groups.items()},
+        }
 
     def check_strategies(
         self,
@@ -794,10 +617,7 @@ class EarlyExitCTC(RecipeBrain):
         ValueError
             Naming the score, selector or gate, with the reason.
         """
-        for gate in self.gates_of(gates).values():
-            for target in target_layers if gate.serves_targets else ():
-                gate.set_target(target)
-            gate.set_target(None)
+        self.check_gates(gates, target_layers)
         scores = [get_score(x) for x in scores]
         TraceRecorder(self.exit_layers, scores, self.decode, {})
         for label, selector in selectors.items():

@@ -1,4 +1,4 @@
-"""A Brain that trains a task model behind a frozen upstream.
+"""A Brain that trains a task model behind an upstream, frozen or not.
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -15,11 +15,13 @@ import pandas as pd
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from tqdm.auto import tqdm
 
+from speechbrain_ee.analysis.gates import gate_curve
 from speechbrain_ee.analysis.statistics import Bootstrap
-from speechbrain_ee.brains.base import RecipeBrain
+from speechbrain_ee.brains.encoder import EncoderBrain, gate_table
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.exits import (
     BranchExits,
@@ -33,25 +35,39 @@ from speechbrain_ee.exits import (
 )
 from speechbrain_ee.feature_cache import FeatureCache
 from speechbrain_ee.files import replacing
-from speechbrain_ee.heads import BranchOutput, load_branches
+from speechbrain_ee.gates import LayerGate
+from speechbrain_ee.heads import BranchOutput, SilentHeads, load_branches
 from speechbrain_ee.runtime import EarlyExitLoop
 
 # What is told of every branch, beside the score that exits read.
 BRANCH_SCORES = ("entropy", "max_probability", "margin")
+# What is told of an utterance under a gate, beside its groups.
+GATE_ROW = (
+    *("id", "exit_layer", "layers_run", "layers", "hyp", "ref", "errors"),
+    *("ref_len", "frames", "macs", "seconds"),
+)
 
 
-class DownstreamBrain(RecipeBrain):
-    """Training of a layer interface and a task model; the upstream stays.
+class DownstreamBrain(EncoderBrain):
+    """Training of a layer interface and a task model behind an upstream.
 
     Batches have ``id`` and ``sig``, and what the task needs. The modules are
-    ``upstream`` (a frozen LayerwiseEncoder), ``interface`` (a LayerInterface,
-    which makes one sequence of all hidden states) and ``downstream``.
+    ``upstream`` (a LayerwiseEncoder), ``interface`` (a LayerInterface, which
+    makes one sequence of all hidden states) and ``downstream``.
 
     Utterances may leave the upstream early (``exits``); the interface then
     reads the states of each up to its exit. In training, and where states come
     from a cache, all states are there and the exits only say which are read. In
     evaluation without a cache the one loop runs, and no layer behind the last
     departure.
+
+    An upstream that is not frozen is trained too. A gate says which of its
+    layers run, and learns through the upstream whether or not that is frozen;
+    the state of a layer that an utterance drops is that of the layer before.
+    Neither goes with a cache or with exits that read branches, a gate with no
+    exits at all. Checkpoints then hold the upstream, or the gate alone where
+    nothing else of it is trained. In evaluation the loop tells the layers that
+    ran, MACs and seconds of each utterance.
 
     Subclasses say what the loss is and how an utterance is judged.
 
@@ -68,16 +84,28 @@ class DownstreamBrain(RecipeBrain):
         ``branches``, which stays as it is.
     branch_dtype : str
         As ``load_branches`` takes it.
+    gate : LayerGate, optional
+        Which layers of the upstream run.
+    encoder_opt_class : callable, optional
+        As for ``EncoderBrain``; needed where the upstream is not frozen.
+    init_from : str or Path, optional
+        Folder of a finished run of the same upstream, interface and
+        downstream, whose best checkpoint is the start; a gate starts anew.
+    gate_only : bool
+        Whether nothing is trained but the gate, which needs ``init_from``.
     **kwargs
-        Those of ``RecipeBrain``.
+        Those of ``EncoderBrain``.
 
     Raises
     ------
     ValueError
-        If the upstream would be trained, or the exits do not fit it.
+        If exits, gate and upstream do not fit together, or the upstream would
+        be trained at a rate that is not its own.
     """
 
     averaged = ("interface", "downstream")
+    encoder_name = "upstream"
+    gate_metric = "error_rate"
 
     def __init__(
         self,
@@ -85,32 +113,47 @@ class DownstreamBrain(RecipeBrain):
         exits: BranchExits | ExitSelector | str | Mapping | None = None,
         branches: str | Path | None = None,
         branch_dtype: str = "float32",
+        gate: LayerGate | None = None,
+        encoder_opt_class=None,
+        init_from: str | Path | None = None,
+        gate_only: bool = False,
         **kwargs,
     ):
+        modules = kwargs["modules"]
+        upstream = modules["upstream"]
         if branches is not None:
-            modules = kwargs["modules"]
-            loaded = load_branches(branches, modules["upstream"], branch_dtype)
+            loaded = load_branches(branches, upstream, branch_dtype)
             kwargs["modules"] = {**modules, "branches": loaded}
-        super().__init__(**kwargs)
-        self.metric = metric
-        self.cache = None
-        self.upstream = self.unwrapped["upstream"]
-        self.branches = self.unwrapped.get("branches")
-        trained = [
-            name
-            for name, weight in self.upstream.named_parameters()
-            if weight.requires_grad
-        ]
-        if trained:
+        if gate is not None:
+            upstream.attach(gate)
+        if gate_only:
+            _leave_to_gate(modules, init_from)
+        trained = [k for k, w in upstream.named_parameters() if w.requires_grad]
+        self.learns = bool(trained)
+        # Or nothing of it but the gate.
+        self.fine_tunes = any(not k.startswith("gate.") for k in trained)
+        if not self.fine_tunes:
+            encoder_opt_class = None
+        elif encoder_opt_class is None:
             raise ValueError(
                 f"upstream: {len(trained)} of its parameters would be trained, "
-                f"such as {trained[0]}. Set freeze: True."
+                f"such as {trained[0]}, at the rate of the task model. Set "
+                "freeze: True, or give encoder_opt_class."
             )
+        super().__init__(encoder_opt_class=encoder_opt_class, **kwargs)
+        self.metric = metric
+        self.cache = None
+        self.upstream = self.encoder
+        self.branches = self.unwrapped.get("branches")
         if self.branches is not None:
             self.branches.requires_grad_(False)
         self.exits = get_exits(exits)
-        self._costs = {}  # of layers and branches, by the exits that are read
+        self._costs = {}  # by the exits that are read, and the gate
         self._prepare_exits()
+        self._prepare_training()
+        if init_from is not None:
+            self._start_from(init_from)
+        self._keep_trained(self.fine_tunes or init_from is not None)
         self.departures = {}  # where utterances left in evaluation, by id
         # Where they leave in training, if that is always the same layer.
         self._training_exits = {}
@@ -144,11 +187,87 @@ class DownstreamBrain(RecipeBrain):
                 "exits", self.exits, optional_load=True
             )
 
+    @property
+    def changes(self) -> bool:
+        """Whether the states of an utterance are not always the same."""
+        return self.learns or self.upstream.gate is not None
+
+    def _prepare_training(self):
+        """Check what an upstream that changes goes with."""
+        if not self.changes:
+            return
+        if self.upstream.gate is not None and self.exits is not None:
+            raise ValueError(
+                "gate: it chooses among all layers, and exits let utterances "
+                "leave before the last. Take one of the two."
+            )
+        fixed = isinstance(self.exits, FixedLayer | NeverLeave | None)
+        if self.branches is not None or not fixed:
+            raise ValueError(
+                "branches: they were trained for an upstream that stays as it "
+                "is. Set freeze: True and no gate, or take exits that read "
+                "none (full, fixed)."
+            )
+        if self.unwrapped["interface"].needs_fit:
+            raise ValueError(
+                "interface: it is fitted to states before training, and these "
+                "change (gate, freeze: False). Take one that learns, or "
+                "last_layer."
+            )
+        if isinstance(self.exits, FixedLayer):
+            # DDP waits for parameters that are never used.
+            self.upstream.layers[self.exits.layer :].requires_grad_(False)
+
+    def _keep_trained(self, whole):
+        """Let checkpoints hold the upstream, or what it learns: the gate."""
+        if whole:
+            name, module = "upstream", self.upstream
+        elif self.learns:
+            name, module = "gate", self.upstream.gate
+        else:
+            return
+        self.unwrapped[name] = module
+        self.averaged = (*self.averaged, name)
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable(name, module)
+
+    def _start_from(self, folder):
+        """Weights of the best checkpoint of another run, but for its gate."""
+        found = Checkpointer(Path(folder) / "save").find_checkpoint(**self.best)
+        if found is None:
+            raise FileNotFoundError(
+                f"init_from: {folder}/save holds no checkpoint with the figure "
+                f"{self.select_by}. Give the output_folder of a finished run."
+            )
+        for name in ("upstream", "interface", "downstream"):
+            if name not in found.paramfiles:  # a frozen upstream
+                continue
+            module, file = self.unwrapped[name], found.paramfiles[name]
+            weights = torch.load(file, "cpu", weights_only=True)
+            kept = {
+                key: value
+                for key, value in weights.items()
+                if name != "upstream" or not key.startswith("gate.")
+            }
+            own = module.state_dict()
+            kept |= {k: own[k] for k in own.keys() - kept if k[:5] == "gate."}
+            try:
+                module.load_state_dict(kept)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"init_from: {name} of {folder} is built otherwise: "
+                    f"{error} Set the same sizes and labels, or take another "
+                    "run."
+                ) from error
+
     def _count(self, layers: Sequence[int]) -> ExitCosts:
         """MACs up to each of the exits that are read, counted once."""
-        key = tuple(layers)
+        key = (*layers, self.upstream.gate)
         if key not in self._costs:
-            costs = ExitCosts(self.upstream, self.branches, layers)
+            heads = self.branches
+            if heads is None:
+                heads = SilentHeads(layers)
+            costs = ExitCosts(self.upstream, heads, layers)
             self._costs[key] = costs
         return self._costs[key]
 
@@ -170,7 +289,17 @@ class DownstreamBrain(RecipeBrain):
             Name to dataset, with ``id``, ``sig`` and ``wav``.
         dtype : str
             ``float32`` or ``float16``.
+
+        Raises
+        ------
+        ValueError
+            If the upstream is trained or has a gate.
         """
+        if self.changes:
+            raise ValueError(
+                "feature_cache: the states of this upstream change (gate, "
+                "freeze: False). Set feature_cache: null."
+            )
         cache = FeatureCache(folder, self.upstream, dtype, self.device)
         for name, dataset in datasets.items():
             cache.fill(name, dataset, progressbar=not self.noprogressbar)
@@ -204,7 +333,7 @@ class DownstreamBrain(RecipeBrain):
             states, frames = self.cache.read(batch.id)
             states = states[: depth + 1]
             return [state.to(self.device) for state in states], frames
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
             return self.modules.upstream(*batch.sig, layers=range(depth + 1))
 
     def fit_interface(
@@ -423,9 +552,12 @@ class DownstreamBrain(RecipeBrain):
 
         if rule is None:
             fixed = isinstance(self.exits, FixedLayer)
-            states, frames = self.states(
-                batch, self.exits.layer if fixed else None
-            )
+            depth = self.exits.layer if fixed else self.upstream.num_layers
+            if self.changes and depth > 0 and not training:
+                return self._walk(batch, depth)
+            if training:
+                self.tell_step()
+            states, frames = self.states(batch, depth)
             if not training:
                 self._note(batch.id, len(states) - 1)
             return [(torch.arange(len(frames)), states)], frames
@@ -462,6 +594,31 @@ class DownstreamBrain(RecipeBrain):
             note(output, rows, ran)
         return groups, frames
 
+    def _walk(self, batch, depth) -> tuple[list[tuple], torch.Tensor]:
+        """All leave at one layer, and the loop tells what that has cost."""
+        groups = []
+        costs = self._count([depth])
+        loop = EarlyExitLoop(
+            *(self.upstream, SilentHeads([depth]).eval(), "never", costs)
+        )
+        left = loop(
+            *batch.sig,
+            on_leave=lambda output, rows, states: groups.append((rows, states)),
+        )
+        self._note(batch.id, depth)
+        told = {
+            "layers_run": left.layers_run.tolist(),
+            "frames": left.frames.tolist(),
+            "macs": left.macs.tolist(),
+            "seconds": left.seconds.tolist(),
+        }
+        if left.layers is not None:
+            told["layers"] = left.layers
+        for row, name in enumerate(batch.id):
+            figures = {column: found[row] for column, found in told.items()}
+            self.departures[name] |= figures
+        return groups, left.frames
+
     def _rule(self, stage) -> tuple[list[int], ExitSelector] | None:
         """The exits that are read, and who leaves; None if all go as deep."""
         if self.exits is None or isinstance(
@@ -485,7 +642,9 @@ class DownstreamBrain(RecipeBrain):
             }
 
     def compute_objectives(self, predictions, batch, stage):
-        """The loss of the task; outside training, errors too.
+        """The loss of the task, in training with what a gate adds.
+
+        Outside training, errors are counted too.
 
         Arguments
         ---------
@@ -503,7 +662,8 @@ class DownstreamBrain(RecipeBrain):
         """
         if stage != sb.Stage.TRAIN:
             self.judged.extend(self.judge(predictions, batch))
-        return self.loss(predictions, batch)
+            return self.loss(predictions, batch)
+        return self.with_penalty(self.loss(predictions, batch))
 
     @abstractmethod
     def loss(self, predictions, batch) -> torch.Tensor:
@@ -576,12 +736,16 @@ class DownstreamBrain(RecipeBrain):
         Returns
         -------
         dict
-            ``mean_exit_layer``; empty where there are no exits.
+            ``mean_exit_layer``, or ``mean_layers_run`` under a gate; empty
+            where there is neither.
         """
-        if self.exits is None:
+        column = "exit_layer"
+        if self.upstream.gate is not None:
+            column = "layers_run"
+        elif self.exits is None:
             return {}
-        left = [self.departures[row["id"]]["exit_layer"] for row in rows]
-        return {"mean_exit_layer": sum(left) / len(left)}
+        left = [self.departures[row["id"]][column] for row in rows]
+        return {f"mean_{column}": sum(left) / len(left)}
 
     def predict(
         self,
@@ -665,6 +829,18 @@ class DownstreamBrain(RecipeBrain):
         """
         return _error_rate(self.judge_set(dataset, loader_kwargs))
 
+    @torch.no_grad()
+    def read_error_rate(self, loader):
+        """See ``EncoderBrain.read_error_rate``."""
+        rows = []
+        for seen, batch in enumerate(loader):
+            if self.debug and seen == self.debug_batches:
+                break
+            with self.evaluation_ctx:
+                predictions = self.compute_forward(batch, sb.Stage.TEST)
+            rows.extend(self.judge(predictions, batch))
+        return _error_rate(rows)
+
     def results(self, traces: pd.DataFrame) -> pd.DataFrame:
         """The figures of a set, with their intervals.
 
@@ -725,9 +901,18 @@ class DownstreamBrain(RecipeBrain):
         """
         self.on_evaluate_start(**self.best)
         rows = self.judge_set(dataset, loader_kwargs, name)
+        traces = self._trace(rows, dataset, groups)
+        if if_main_process():
+            with replacing(Path(folder) / f"traces_{name}.csv") as file:
+                traces.to_csv(file, index=False, encoding="utf-8")
+        self.log({"set": name}, test_stats=self.summary(rows))
+        return traces
+
+    def _trace(self, rows, dataset, groups) -> pd.DataFrame:
+        """What was said of each utterance, where it left, and its groups."""
         with dataset.output_keys_as(["id", *groups.values()]):
             items = {item["id"]: item for item in dataset}
-        traces = pd.DataFrame(
+        return pd.DataFrame(
             {
                 "id": row["id"],
                 **self.departures[row["id"]],
@@ -736,11 +921,80 @@ class DownstreamBrain(RecipeBrain):
             }
             for row in rows
         ).sort_values("id", ignore_index=True)
-        if if_main_process():
-            with replacing(Path(folder) / f"traces_{name}.csv") as file:
-                traces.to_csv(file, index=False, encoding="utf-8")
-        self.log({"set": name}, test_stats=self.summary(rows))
-        return traces
+
+    def check_gates(self, gates=None, target_layers=()):
+        """See ``EncoderBrain.check_gates``."""
+        super().check_gates(gates, target_layers)
+        if gates and (self.exits is not None or self.cache is not None):
+            raise ValueError(
+                "eval_gates: they choose among layers that really run, to the "
+                "last. Leave out exits and feature_cache."
+            )
+
+    def evaluate_gates(
+        self,
+        dataset: DynamicItemDataset,
+        name: str,
+        folder: str | Path,
+        loader_kwargs: Mapping | None = None,
+        groups: Mapping[str, str] = MappingProxyType({}),
+        gates: Mapping[str, LayerGate] | None = None,
+        target_layers: Sequence[float] = (),
+    ) -> None:
+        """Judge every utterance of a set under each gate and target.
+
+        Writes ``gates_<name>.csv`` and ``curve_<name>.csv`` into the folder,
+        where there are gates; with the weights that the model has now.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            As for ``evaluate_set``.
+        name : str
+            Of the set.
+        folder : str or Path
+            Where the files go.
+        loader_kwargs : mapping, optional
+            For the data loader.
+        groups : mapping
+            As for ``evaluate_set``.
+        gates : mapping, optional
+            As for ``gates_of``.
+        target_layers : sequence of float
+            As for ``check_gates``.
+        """
+        self.check_gates(gates, target_layers)
+        tables = []
+        for label, gate in self.each_target(gates, target_layers):
+            told = f"{name}: {label} {gate.target_layers or ''}"
+            rows = self.judge_set(dataset, loader_kwargs, told)
+            table = self._trace(rows, dataset, groups)
+            tables.append(gate_table(label, gate, table[[*GATE_ROW, *groups]]))
+        if tables and if_main_process():
+            table = pd.concat(tables, ignore_index=True)
+            with replacing(Path(folder) / f"gates_{name}.csv") as file:
+                table.to_csv(file, index=False, encoding="utf-8")
+            curve = gate_curve(table).drop(columns=["low", "high", "masks"])
+            with replacing(Path(folder) / f"curve_{name}.csv") as file:
+                curve.to_csv(file, index=False, float_format="%.9g")
+
+
+def _leave_to_gate(modules, init_from):
+    """Train the gate of the upstream, and nothing else."""
+    gate = modules["upstream"].gate
+    if gate is None or not list(gate.parameters()):
+        raise ValueError(
+            "gate_only: there is no gate that learns anything. Take one that "
+            "does, such as --gate input_conditioned."
+        )
+    if init_from is None:
+        raise ValueError(
+            "gate_only: the task model would stay untrained. Name the folder "
+            "of a finished run (init_from)."
+        )
+    modules["upstream"].freeze_backbone()
+    for name in ("interface", "downstream"):
+        modules[name].requires_grad_(False)
 
 
 def _error_rate(rows: Sequence[Mapping]) -> float:

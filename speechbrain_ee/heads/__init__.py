@@ -13,7 +13,12 @@ from speechbrain_ee.heads.clusters import (
     load_cluster_head,
 )
 from speechbrain_ee.heads.ctc import CTCHeads
-from speechbrain_ee.heads.output import AttentionOutput, ExitOutput
+from speechbrain_ee.heads.output import (
+    AttentionOutput,
+    ExitOutput,
+    SilentHeads,
+    SilentOutput,
+)
 from speechbrain_ee.heads.search import BeamSearch
 
 __all__ = [
@@ -27,6 +32,8 @@ __all__ = [
     "ClusterHead",
     "ExitOutput",
     "HeadTargets",
+    "SilentHeads",
+    "SilentOutput",
     "load_branches",
     "load_cluster_head",
     "save_branches",

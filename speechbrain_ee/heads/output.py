@@ -6,6 +6,7 @@ Authors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -151,6 +152,43 @@ class ExitOutput:
             if self.previous is not None and history > 0
             else None,
         )
+
+
+class SilentOutput(ExitOutput):
+    """The reading of an exit at which nothing is said, but utterances leave."""
+
+    @property
+    def hypotheses(self) -> list[tuple[int, ...]]:
+        """Nothing, for each utterance."""
+        return [()] * len(self)
+
+
+class SilentHeads(torch.nn.Module):
+    """Exits that only hand on the states of an encoder, for task models.
+
+    Arguments
+    ---------
+    exit_layers : sequence of int
+        Where utterances may leave.
+
+    Example
+    -------
+    >>> heads = SilentHeads([2])
+    >>> heads.read(torch.zeros(1, 5, 8), torch.tensor([5]), 2).hypotheses
+    [()]
+    """
+
+    normed_layers = ()
+
+    def __init__(self, exit_layers: Sequence[int]):
+        super().__init__()
+        self.exit_layers = list(exit_layers)
+
+    def read(
+        self, hidden: torch.Tensor, frames: torch.Tensor, exit_layer: int
+    ) -> SilentOutput:
+        """See ``CTCHeads.read``."""
+        return SilentOutput(hidden[..., :0], frames, exit_layer)
 
 
 @dataclass

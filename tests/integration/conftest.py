@@ -5,6 +5,7 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_ee.corpora.esc import make_esc
 from speechbrain_ee.corpora.librilight import make_librilight
 from speechbrain_ee.corpora.librimix import make_librimix
 from speechbrain_ee.corpora.librispeech import make_librispeech
@@ -59,6 +60,7 @@ def corpora(models):
     few = {"train": 3, "dev": 1, "test": 1}  # of each language and dataset
     make_mlsuperb(folder / "ML-SUPERB", few)
     make_utterances(folder / "utterances")
+    make_esc(folder / "ESC-50", folds=3)
     make_noise(folder / "musan")
     make_librilight(folder / "LibriLight", 1, dev=2, test=2)
     make_voxceleb(folder / "VoxCeleb1", 3)

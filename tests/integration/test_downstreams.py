@@ -25,7 +25,8 @@ FIGURES = {
 
 def label(row):
     """The YAML of a row, with its interface and exits."""
-    blocks = [x for x in flags(row) if x.startswith(("--interface", "--exits"))]
+    told = ("--interface", "--exits", "--gate=")
+    blocks = [x for x in flags(row) if x.startswith(told)]
     return "-".join([name(row), *(x.split("=")[1] for x in blocks)])
 
 
@@ -42,10 +43,13 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
         assert verifies or f"test {figure}: " in log
     assert not verifies or "test EER: " in log
 
-    # The upstream is frozen, and is not stored with every checkpoint.
+    # A frozen upstream is not stored with every checkpoint.
     checkpoint, *_ = (tmp_path / "save").glob("CKPT*")
     stored = {file.stem for file in checkpoint.glob("*.ckpt")}
-    assert stored >= {"interface", "downstream"} and "upstream" not in stored
+    assert stored >= {"interface", "downstream"}
+    assert ("upstream" in stored) == (
+        "freeze: False" in row["test_debug_flags"]
+    )
 
     settings = YAML().load(tmp_path / "hyperparams.yaml")
     # One of each set, which is in noise if there is some.
@@ -72,12 +76,31 @@ def test_the_recipe_runs_from_end_to_end(row, corpora, tmp_path):
                 level = file.stem.rpartition("_")[2].removeprefix("snr")
                 assert set(traces["snr"].astype(str)) == {level}
         results = pd.read_csv(file)
+        if settings.get("gate"):
+            check_gates(tmp_path, settings, file.stem.partition("_")[2])
         if exits:
             check_exits(exits[0], tmp_path, file.stem.partition("_")[2])
         assert results[["value", "low", "high"]].notna().all(axis=None)
         report = (tmp_path / "report.md").read_text()
         for one in results.itertuples():
             assert f"| {one.metric} | {one.group} | {one.value:.2f} |" in report
+
+
+def check_gates(folder, settings, name):
+    """Each gate is judged at each target that it serves."""
+    texts = {"id": str, "layers": str}
+    table = pd.read_csv(folder / f"gates_{name}.csv", dtype=texts)
+    assert (table["layers"].str.count("1") == table["layers_run"]).all()
+    served = table[~table["gate"].isin(["all", "fixed"])]
+    if len(served):
+        assert set(served["target_layers"]) == set(settings["target_layers"])
+        off = served["layers_run"] - served["target_layers"]
+        assert (off.abs() < 1).all()
+    assert (table[["macs", "seconds", "frames"]] > 0).all(axis=None)
+    curve = pd.read_csv(folder / f"curve_{name}.csv")
+    kinds = ["gate", "target_layers"]
+    assert len(curve) == len(table[kinds].drop_duplicates())
+    assert "## Layers chosen by gates" in (folder / "report.md").read_text()
 
 
 def check_exits(block, folder, name):

@@ -84,18 +84,18 @@ def test_the_recipe_runs_from_end_to_end(row, request, tmp_path):
 
     curve = pd.read_csv(tmp_path / f"curve_{test}.csv")
     if settings["gate"] is not None:
-        check_gates(tmp_path, settings, traces, curve)
+        check_gates(tmp_path, settings, test, curve)
     fixed = curve[curve["selector"] == "fixed"]
     fixed = fixed[: len(layers)]  # behind them, a gate of that name
     assert fixed["threshold"].tolist() == layers
     assert fixed["error_rate"].iloc[-1] == pytest.approx(rate)
 
 
-def check_gates(folder, settings, traces, curve):
+def check_gates(folder, settings, name, curve):
     """Traces tell which layers ran, and each gate is on the curve."""
     texts = {"id": str, "layers": str}
-    traces = pd.read_csv(folder / "traces_test.csv", dtype=texts)
-    gates = pd.read_csv(folder / "gates_test.csv", dtype=texts)
+    traces = pd.read_csv(folder / f"traces_{name}.csv", dtype=texts)
+    gates = pd.read_csv(folder / f"gates_{name}.csv", dtype=texts)
     for table in (traces, gates):
         assert (table["layers"].str.count("1") == table["layers_run"]).all()
         assert (table["layers"].str.len() == table["exit_layer"]).all()
@@ -110,7 +110,8 @@ def check_gates(folder, settings, traces, curve):
         assert {*part["target_layers"]} <= {*rows["threshold"]}
     for masks in folder.glob("masks_*.csv"):
         found = pd.read_csv(masks, dtype=texts)
-        assert found["layers_run"].tolist() == list(range(6, -1, -1))
+        deepest = settings["exit_layers"][-1]
+        assert found["layers_run"].tolist() == [*range(deepest, -1, -1)]
 
 
 @pytest.mark.slow

@@ -2,13 +2,10 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 import speechbrain as sb
 import torch
-from speechbrain.dataio.batch import PaddedBatch
 
 from speechbrain_ee.brains import DownstreamClassifier
 from speechbrain_ee.checkpoints import SafeCheckpointer
@@ -18,15 +15,17 @@ from speechbrain_ee.exits import BranchExits, FixedLayer, RandomExit, get_score
 from speechbrain_ee.experiment import (
     evaluate_downstream,
     fit_downstream_parts,
-    make_utterance_datasets,
 )
-from speechbrain_ee.heads import ClusterBranches, save_branches
 from speechbrain_ee.interfaces import PerExitWeightedSum, WeightedSum
+from tests.unit.brains.noises import (
+    RUN,
+    SAMPLES,
+    batch_of,
+    dataset,
+    make_noises,
+)
 from tests.unit.encoders.backbones import build
 from tests.unit.interfaces.test_interfaces import INTERFACES, make
-
-SAMPLES = {"a": 9000, "b": 16000, "c": 12345, "d": 8000, "e": 15000, "f": 6400}
-RUN = {"device": "cpu", "noprogressbar": True}
 
 
 @pytest.fixture(scope="module")
@@ -36,30 +35,7 @@ def upstream():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Noises, the CSV of them, and the folder of branches."""
-    folder = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    lines = ["ID,duration,wav,speaker"]
-    for k, (name, samples) in enumerate(SAMPLES.items()):
-        noise = generator.normal(size=samples).cumsum() if k % 2 else None
-        noise = generator.normal(size=samples) if noise is None else noise
-        wave = 0.2 * noise / np.abs(noise).max()
-        soundfile.write(folder / f"{name}.wav", wave, 16000)
-        wav = f"$data_root/{name}.wav"
-        lines.append(f"{name},{samples / 16000},{wav},{'xyz'[k % 3]}")
-    (folder / "data.csv").write_text("\n".join(lines) + "\n")
-    torch.manual_seed(3)
-    branches = ClusterBranches([1, 2, 3, 4], input_size=32, num_clusters=6)
-    for weight in branches.parameters():  # else all clusters are as likely
-        torch.nn.init.normal_(weight)
-    save_branches(folder / "branches", branches, {})
-    return folder
-
-
-def dataset(data):
-    file = data / "data.csv"
-    sets = (file, file, {"test": file})
-    return make_utterance_datasets(data, ["speaker"], data, *sets)[1]
+    return make_noises(tmp_path_factory.mktemp("data"))
 
 
 def make_brain(data, upstream, exits, interface=None, folder=None, **options):
@@ -87,11 +63,6 @@ def mixed(data, upstream, folder, **settings):
     counts = exits.statistics["training_exits"]
     assert sum(count > 0 for count in counts.values()) >= 3
     return exits
-
-
-def batch_of(data, names=tuple(SAMPLES)):
-    items = {item["id"]: item for item in dataset(data)}
-    return PaddedBatch([items[name] for name in names])
 
 
 @pytest.mark.parametrize("kind", INTERFACES, ids=lambda k: k.__name__)

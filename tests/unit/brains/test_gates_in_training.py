@@ -252,7 +252,7 @@ def test_masks_are_the_best_of_each_elimination(tmp_path):
         brain.encoder.attach(FixedMask(row["layers"]))
         loader = brain.make_dataloader(dataset(), sb.Stage.TEST, batch_size=2)
         brain.modules.eval()
-        rate = brain._last_error_rate(loader)
+        rate = brain.read_error_rate(loader)
         assert rate == pytest.approx(row["WER"], abs=1e-3)
 
 
