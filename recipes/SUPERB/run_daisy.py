@@ -356,7 +356,8 @@ def main():
     tables = {}
     for task in options.tasks:
         of_task, folder = [run for run in runs if run[0] == task], KEPT / task
-        make_noise_report([folder_of(run) for run in of_task], folder)
+        page = make_noise_report([folder_of(run) for run in of_task], folder)
+        page.unlink()  # Markdown and picture are kept
         keep(task, of_task)
         correlate(task, options.seeds).to_csv(
             folder / "branch_correlation.csv", index=False, float_format="%.4g"
