@@ -124,9 +124,11 @@ def keep(task, runs):
                 table.insert(0, "set", name)
                 table.insert(0, "run", "/".join(map(str, run[1:])))
                 tables[kind].append(table)
+    folder = KEPT / task
+    folder.mkdir(parents=True, exist_ok=True)
     for kind, parts in tables.items():
         pd.concat(parts).to_csv(
-            KEPT / task / f"{kind}.csv.gz",
+            folder / f"{kind}.csv.gz",
             index=False,
             float_format="%.5g",
             compression={"method": "gzip", "mtime": 0},
@@ -208,10 +210,18 @@ def correlate(task, seeds):
     for path in sorted(first.glob("traces_*.csv")):
         name = path.stem.removeprefix("traces_")
         errors = [
-            np.mean([_column(task, k, s, name, "errors") for s in seeds], 0)
+            np.mean(
+                [
+                    _column(task, f"fixed_{k}", s, path.name, "errors")
+                    for s in seeds
+                ],
+                axis=0,
+            )
             for k in layers
         ]
-        lengths = _column(task, layers[0], seeds[0], name, "ref_len")
+        lengths = _column(
+            task, f"fixed_{layers[0]}", seeds[0], path.name, "ref_len"
+        )
         scores = pd.read_csv(
             first / f"branch_scores_{name}.csv", dtype={"id": str}
         )
@@ -253,11 +263,59 @@ def correlate(task, seeds):
     ]
 
 
-def _column(task, layer, seed, name, column):
-    """What a run with a fixed exit says of each utterance, in order of IDs."""
-    folder = folder_of((task, f"fixed_{layer}", seed))
-    table = pd.read_csv(folder / f"traces_{name}.csv", dtype={"id": str})
+def _column(task, exits, seed, file, column):
+    """What a run says of each utterance, in order of IDs."""
+    table = pd.read_csv(
+        folder_of((task, exits, seed)) / file, dtype={"id": str}
+    )
     return table.sort_values("id")[column].to_numpy(float)
+
+
+def compare(task, seeds):
+    """Is it the choice of DAISY, or that it is trained for many depths?
+
+    Arguments
+    ---------
+    task : str
+        One of TASKS, all runs of which are done.
+    seeds : sequence of int
+        Errors are the mean over these.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``difference`` of the error rate of DAISY (scale 1.0) to that of each of
+        WHY, with its interval over utterances, by ``condition``.
+    """
+    rows = []
+    for other in [x for x in WHY if x in exits_of(task)]:
+        first = folder_of((task, other, seeds[0]))
+        for path in sorted(first.glob("traces_*.csv")):
+            errors = {
+                name: np.mean(
+                    [
+                        _column(task, name, s, path.name, "errors")
+                        for s in seeds
+                    ],
+                    axis=0,
+                )
+                for name in ("daisy_1.0", other)
+            }
+            lengths = _column(task, other, seeds[0], path.name, "ref_len")
+            found = Bootstrap(len(lengths)).difference_interval(
+                *errors.values(), lengths
+            )
+            rows.append(
+                {
+                    "task": task,
+                    "minus": other,
+                    "condition": path.stem.rpartition("_")[2],
+                    "difference": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def draw(tables):
@@ -349,24 +407,28 @@ def main():
         if any(run[0] == task for run in wanted)
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
-        done = list(pool.map(partial(train, options=options), first))
-        done += pool.map(partial(train, options=options), wanted)
-    if not all(done):
-        return 1
+        list(pool.map(partial(train, options=options), first))
+        done = list(pool.map(partial(train, options=options), wanted))
+    known |= {run for run, one in zip(wanted, done, strict=True) if one}
     tables = {}
     for task in options.tasks:
         of_task, folder = [run for run in runs if run[0] == task], KEPT / task
+        keep(task, [run for run in of_task if run in known])
+        if not known.issuperset(of_task):
+            continue
         page = make_noise_report([folder_of(run) for run in of_task], folder)
         page.unlink()  # Markdown and picture are kept
-        keep(task, of_task)
-        correlate(task, options.seeds).to_csv(
-            folder / "branch_correlation.csv", index=False, float_format="%.4g"
-        )
+        told = {"branch_correlation": correlate(task, options.seeds)}
+        if TASKS[task][3] == SCALES:
+            told["why"] = compare(task, options.seeds)
+        for name, table in told.items():
+            path = folder / f"{name}.csv"
+            table.to_csv(path, index=False, float_format="%.4g")
         tables[task] = pd.read_csv(folder / "noise.csv")
     swept = {x: table for x, table in tables.items() if TASKS[x][3] == SCALES}
     if swept:
         draw(swept).savefig(KEPT / "daisy.png", dpi=100)
-    return 0
+    return int(len(tables) < len(options.tasks))
 
 
 if __name__ == "__main__":

@@ -77,3 +77,22 @@ def test_what_is_kept_can_be_put_back(folders):
         SCRIPT["folder_of"](runs[0]) / "traces_test_snr0.csv", dtype=str
     )
     assert traces["id"].tolist() == IDS and set(traces["snr"]) == {"0"}
+
+
+def test_daisy_is_compared_on_the_same_utterances(folders, monkeypatch):
+    exits = {"daisy_1.0": "", "random_6.7": ""}
+    monkeypatch.setitem(
+        SCRIPT["compare"].__globals__, "exits_of", lambda task: exits
+    )
+    fixed = SCRIPT["folder_of"]((TASK, "fixed_12", 1234))
+    for name, wrong in ("daisy_1.0", 0), ("random_6.7", 1):
+        folder = SCRIPT["folder_of"]((TASK, name, 1234))
+        folder.mkdir(parents=True)
+        for path in fixed.glob("traces_*.csv"):
+            table = pd.read_csv(path, dtype=str)
+            table["errors"] = wrong
+            # The order of utterances is no matter.
+            table[:: 1 - 2 * wrong].to_csv(folder / path.name, index=False)
+    table = SCRIPT["compare"](TASK, [1234])
+    assert table["condition"].tolist() == ["clean", "snr0"]
+    assert (table[["difference", "low", "high"]] == -100).all(axis=None)
