@@ -115,8 +115,9 @@ def keep(task, runs):
     """
     tables = {"traces": [], "branch_scores": []}
     for run in runs:
-        kinds = ["traces", "branch_scores"] if run == runs[0] else ["traces"]
-        for kind in kinds:
+        # Branches say the same in every run.
+        first = run[1:] == (f"fixed_{TASKS[task][2][0]}", SEEDS[0])
+        for kind in tables if first else ["traces"]:
             for path in sorted(folder_of(run).glob(f"{kind}_*.csv")):
                 table = pd.read_csv(path, dtype={"id": str, "snr": str})
                 table = table.drop(columns=["hyp", "ref"], errors="ignore")
@@ -127,6 +128,8 @@ def keep(task, runs):
     folder = KEPT / task
     folder.mkdir(parents=True, exist_ok=True)
     for kind, parts in tables.items():
+        if not parts:
+            continue
         pd.concat(parts).to_csv(
             folder / f"{kind}.csv.gz",
             index=False,
@@ -410,11 +413,12 @@ def main():
         list(pool.map(partial(train, options=options), first))
         done = list(pool.map(partial(train, options=options), wanted))
     known |= {run for run, one in zip(wanted, done, strict=True) if one}
-    tables = {}
+    failed = 0
     for task in options.tasks:
         of_task, folder = [run for run in runs if run[0] == task], KEPT / task
-        keep(task, [run for run in of_task if run in known])
+        keep(task, sorted(run for run in known if run[0] == task))
         if not known.issuperset(of_task):
+            failed = 1
             continue
         page = make_noise_report([folder_of(run) for run in of_task], folder)
         page.unlink()  # Markdown and picture are kept
@@ -424,11 +428,14 @@ def main():
         for name, table in told.items():
             path = folder / f"{name}.csv"
             table.to_csv(path, index=False, float_format="%.4g")
-        tables[task] = pd.read_csv(folder / "noise.csv")
-    swept = {x: table for x, table in tables.items() if TASKS[x][3] == SCALES}
-    if swept:
-        draw(swept).savefig(KEPT / "daisy.png", dpi=100)
-    return int(len(tables) < len(options.tasks))
+    tables = {
+        task: pd.read_csv(KEPT / task / "noise.csv")
+        for task, (*_, scales) in TASKS.items()
+        if scales == SCALES and (KEPT / task / "noise.csv").is_file()
+    }
+    if tables:
+        draw(tables).savefig(KEPT / "daisy.png", dpi=100)
+    return failed
 
 
 if __name__ == "__main__":
