@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Early-exit against single-exit models: train all of docs/results.md.
+"""Early exits, single exits, schemes and layer dropping: train all of
+docs/results.md that is of spoken commands.
 
 Runs that are done are skipped, so the command can be stopped and given again.
 The small files of each run (traces, curves, pictures, logs) are copied to
@@ -28,6 +29,8 @@ KEPT_FILES = (
     "curve_*.png",
     "exits_*.png",
     "scores_*.png",
+    "gates_*.csv",
+    "masks_*.csv",
     "report.md",
     "train_log.txt",
 )
@@ -67,13 +70,29 @@ def scheme(objective, seed):
     ]
 
 
+def gated(gate, seed, *more):
+    """Overrides of a model some of whose layers are dropped.
+
+    It has the inner exits of the others, without which twelve layers do not
+    learn here; gates are judged at the last one.
+    """
+    dropping = "{}" if gate.startswith("input_conditioned") else "dropping"
+    return [
+        *(f"--seed={seed}", f"--gate={gate}", f"--eval_gates={dropping}"),
+        *("--scores=[entropy, hypothesis_posterior]", "--selectors=never"),
+        "--calibrate={scores: []}",
+        *more,
+    ]
+
+
 # Name to YAML and overrides.
 RUNS = {
     **{f"early_exit_seed{s}": (CTC, [f"--seed={s}"]) for s in SEEDS},
     **{
         f"single_{layers}_layers_seed{seed}": (CTC, single(layers, seed))
         for layers, seed in (
-            *((12, 1234), (6, 1234), (4, 1234), (2, 1234)),
+            *((12, 1234), (10, 1234), (8, 1234), (6, 1234), (4, 1234)),
+            (2, 1234),
             *((12, 1235), (12, 1236)),
         )
     },
@@ -91,6 +110,25 @@ RUNS = {
         f"scheme_{name}_seed{seed}": (CTC, scheme(name, seed))
         for seed in SEEDS
         for name in SCHEMES
+    },
+    **{
+        f"gate_{gate}_seed{seed}": (CTC, gated(gate, seed))
+        for seed in SEEDS
+        for gate in (
+            *("random_0.5", "input_conditioned", "random_0.2", "ldasr"),
+            "input_conditioned_layerwise",
+        )
+    },
+    # The selector alone, in front of what random dropping has trained.
+    **{
+        f"gate_selector_only_seed{seed}": (
+            CTC,
+            gated(
+                *("input_conditioned", seed, "--gate_only=True"),
+                f"--init_from=results/comparison/gate_random_0.5_seed{seed}",
+            ),
+        )
+        for seed in SEEDS
     },
     "conformer_aed_seed1234": (
         AED,
