@@ -65,7 +65,6 @@ class ExitCosts:
         self._heads = {
             k: self._count_head(encoder, heads, k) for k in sorted(exit_layers)
         }
-        self._gate = np.zeros((len(layers), 3))
         self.count_gate(encoder)
 
     def count_gate(self, encoder: LayerwiseEncoder) -> None:
@@ -76,7 +75,7 @@ class ExitCosts:
         encoder : LayerwiseEncoder
             That which was counted.
         """
-        self._gate = np.zeros_like(self._gate)
+        self._gate = np.zeros_like(self._layers)
         if encoder.gate is None or not list(encoder.gate.parameters()):
             return
         # On the CPU, where recurrent layers are products of matrices too.

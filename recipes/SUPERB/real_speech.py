@@ -10,6 +10,7 @@ Authors
  * SpeechBrain-EE contributors 2026
 """
 
+import argparse
 import csv
 import os
 import random
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import soundfile
@@ -145,6 +147,64 @@ def make_digits(folder, options, label="text"):
 def make_digit_speakers(folder, options):
     """Who says it."""
     make_digits(folder, options, label="speaker")
+
+
+def read_options(doc, folders, tasks, seeds):
+    """Read the command line of a script that trains a grid.
+
+    Arguments
+    ---------
+    doc : str
+        The script's docstring, whose first line is told.
+    folders : sequence of str
+        What must be given, as absolute paths.
+    tasks : sequence of str
+        To choose among.
+    seeds : sequence of int
+        To choose among.
+
+    Returns
+    -------
+    argparse.Namespace
+        With ``jobs``, ``tasks``, ``seeds`` and the folders.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for name in folders:
+        parser.add_argument(
+            f"--{name}", type=lambda x: Path(x).resolve(), required=True
+        )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=[*tasks])
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, choices=seeds, default=seeds
+    )
+    return parser.parse_args()
+
+
+def train_all(train, runs, jobs, cache_of):
+    """Train, and first one run for each cache that the others then read.
+
+    Arguments
+    ---------
+    train : callable
+        Takes a run, gives whether it is done.
+    runs : sequence
+        What is to be trained.
+    jobs : int
+        How many at once.
+    cache_of : callable
+        Takes a run, gives what stands for its cache.
+
+    Returns
+    -------
+    list
+        Those that are done.
+    """
+    first = list({cache_of(run): run for run in reversed(runs)}.values())
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(train, first))
+        done = list(pool.map(train, runs))
+    return [run for run, one in zip(runs, done, strict=True) if one]
 
 
 def make_data(makers, results, options):

@@ -18,12 +18,9 @@ Authors
  * SpeechBrain-EE contributors 2026
 """
 
-import argparse
 import copy
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,7 +34,9 @@ from real_speech import (
     make_languages,
     make_mlsuperb_commands,
     make_speakers,
+    read_options,
     run_recipe,
+    train_all,
 )
 
 from speechbrain_ee.analysis.noise import make_noise_report
@@ -47,6 +46,7 @@ from speechbrain_ee.analysis.traces import Traces
 RESULTS = HERE / "results" / "daisy"
 KEPT = HERE.parents[1] / "docs" / "results" / "daisy"
 SEEDS = (1234, 1235, 1236)
+FOLDERS = ("hubert", "branches", "english", "digits", "languages", "noise")
 LAYERS = 12
 # Thresholds, as shares of the mean entropy over layers.
 SCALES = (0.7, 0.85, 1.0, 1.15, 1.3)
@@ -381,19 +381,7 @@ def draw(tables):
 
 def main():
     """Read the command line, make the data, train, and sum up."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in (
-        *("hubert", "branches", "english", "digits", "languages", "noise"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=lambda x: Path(x).resolve(), required=True
-        )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS
-    )
-    options = parser.parse_args()
+    options = read_options(__doc__, FOLDERS, TASKS, SEEDS)
     make_data({x: TASKS[x][0] for x in options.tasks}, RESULTS, options)
     runs = [
         (task, name, seed)
@@ -403,16 +391,12 @@ def main():
     ]
     known = set().union(*(restore(task) for task in options.tasks))
     wanted = [run for run in runs if run not in known]
-    # The first of each task fills the cache of the others.
-    first = [
-        next(run for run in wanted if run[0] == task)
-        for task in options.tasks
-        if any(run[0] == task for run in wanted)
-    ]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(partial(train, options=options), first))
-        done = list(pool.map(partial(train, options=options), wanted))
-    known |= {run for run, one in zip(wanted, done, strict=True) if one}
+    known.update(
+        train_all(
+            *(partial(train, options=options), wanted, options.jobs),
+            cache_of=lambda run: run[0],
+        )
+    )
     failed = 0
     for task in options.tasks:
         of_task, folder = [run for run in runs if run[0] == task], KEPT / task

@@ -14,12 +14,9 @@ Authors
  * SpeechBrain-EE contributors 2026
 """
 
-import argparse
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
 from real_speech import (
@@ -28,7 +25,9 @@ from real_speech import (
     make_languages,
     make_mlsuperb_commands,
     make_speakers,
+    read_options,
     run_recipe,
+    train_all,
 )
 
 from speechbrain_ee.analysis.statistics import Bootstrap
@@ -38,6 +37,7 @@ KEPT = HERE.parents[1] / "docs" / "results" / "interfaces"
 ERRORS = KEPT / "errors.csv"
 ROWS = ["set", "id", "ref_len"]
 SEEDS = (1234, 1235, 1236)
+FOLDERS = ("hubert", "english", "languages", "noise")
 BASELINE = "weighted_sum"
 # A weighted sum with a task model that is larger by as many parameters as the
 # hierarchical convolution has with 13 states of width 128.
@@ -217,17 +217,7 @@ def summarise(table):
 
 def main():
     """Read the command line, make the data, train, and sum up."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("hubert", "english", "languages", "noise"):
-        parser.add_argument(
-            f"--{name}", type=lambda x: Path(x).resolve(), required=True
-        )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS
-    )
-    options = parser.parse_args()
+    options = read_options(__doc__, FOLDERS, TASKS, SEEDS)
     make_data(MAKERS, RESULTS, options)
     runs = [
         run
@@ -236,18 +226,17 @@ def main():
     ]
     kept = read_kept()
     runs = [run for run in runs if not is_kept(run, kept)]
-    # The first of each task and upstream fills the cache of the others.
-    first = list({run[:2]: run for run in reversed(runs)}.values())
-    with ThreadPoolExecutor(options.jobs) as pool:
-        done = list(pool.map(partial(train, options=options), first))
-        done += pool.map(partial(train, options=options), runs)
+    done = train_all(
+        *(partial(train, options=options), runs, options.jobs),
+        cache_of=lambda run: run[:2],
+    )
     errors = read_errors()
     KEPT.mkdir(parents=True, exist_ok=True)
     errors.to_csv(ERRORS, float_format="%g")
     summary = summarise(errors)
     summary.to_csv(KEPT / "summary.csv", index=False, float_format="%.4g")
     print(summary.to_string(index=False, float_format="%.1f"))
-    return not all(done)
+    return len(done) < len(runs)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import entropy
 
 from speechbrain_ee.analysis.comparison import run_names
 from speechbrain_ee.analysis.conditions import (
@@ -299,12 +300,12 @@ def dependence(
         for column in columns:
             groups = pd.factorize(part[column].astype(str))[0]
             rng = np.random.default_rng(seed)
-            apart = _entropy(masks) + _entropy(groups)
+            apart = _bits(masks) + _bits(groups)
             size = groups.max() + 1
-            bits = apart - _entropy(masks * size + groups)
+            bits = apart - _bits(masks * size + groups)
             chance = np.array(
                 [
-                    apart - _entropy(masks * size + drawn)
+                    apart - _bits(masks * size + drawn)
                     for drawn in _permuted(
                         groups, utterances, permutations, rng
                     )
@@ -319,18 +320,16 @@ def dependence(
                     "utterances": len(part),
                     "bits": max(bits, 0.0),
                     "chance_bits": max(chance.mean(), 0.0),
-                    "most_bits": min(_entropy(masks), _entropy(groups)),
+                    "most_bits": min(_bits(masks), _bits(groups)),
                     "p_value": (1 + above) / (1 + permutations),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _entropy(codes: np.ndarray) -> float:
-    """Of whole numbers, in bits."""
-    counts = np.bincount(codes)
-    shares = counts[counts > 0] / len(codes)
-    return float((shares * np.log2(1 / shares)).sum())
+def _bits(codes: np.ndarray) -> float:
+    """The entropy of whole numbers."""
+    return float(entropy(np.bincount(codes), base=2))
 
 
 def _permuted(groups, utterances, permutations, rng):

@@ -102,7 +102,12 @@ def compare_runs(
             Part(
                 "Layers chosen by gates",
                 "WER of the last exit; how many different masks there were.",
-                gate_rows(gates),
+                gate_rows(
+                    pd.concat(
+                        curve.assign(selector=label)
+                        for label, curve in gates.items()
+                    )
+                ),
             )
         )
     pairs = _pairs(traces)

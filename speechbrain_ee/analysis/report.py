@@ -7,7 +7,7 @@ Authors
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from io import BytesIO
@@ -247,13 +247,12 @@ def _describe_set(run: Path, name: str) -> Section:
         )
     gated = read_gates(run, name)
     if gated is not None:
-        curves = gate_curve(gated).groupby("selector", sort=False)
         section.parts.append(
             Part(
                 "Layers chosen by gates",
                 "Measured; WER of the last exit, and how many different masks "
                 "there were.",
-                gate_rows(dict(list(curves))),
+                gate_rows(gate_curve(gated)),
             )
         )
     if taken:
@@ -374,15 +373,13 @@ def _exit_rows(traces, exits) -> pd.DataFrame:
     return table
 
 
-def gate_rows(
-    gates: Mapping[str, pd.DataFrame], metric: str = "WER"
-) -> pd.DataFrame:
+def gate_rows(curves: pd.DataFrame, metric: str = "WER") -> pd.DataFrame:
     """A table of what gates did, to read.
 
     Arguments
     ---------
-    gates : mapping
-        Name of a gate to its curve, as from ``gate_curve``.
+    curves : pandas.DataFrame
+        From ``gate_curve``.
     metric : str
         What the error rate is called.
 
@@ -394,7 +391,7 @@ def gate_rows(
     return pd.DataFrame(
         [
             {
-                "gate": name,
+                "gate": row.selector,
                 "target": f"{row.threshold:g}",
                 "layers": f"{row.mean_layers_run:.2f}",
                 metric: between(row.error_rate, row.low, row.high),
@@ -402,8 +399,7 @@ def gate_rows(
                 "GMACs": f"{row.macs / 1e9:.3f}",
                 "seconds": f"{row.seconds:.2f}",
             }
-            for name, curve in gates.items()
-            for row in curve.itertuples(index=False)
+            for row in curves.itertuples(index=False)
         ]
     )
 

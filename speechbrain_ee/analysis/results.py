@@ -172,10 +172,7 @@ def write_results_report(folder: str | Path, valid: str) -> Path:
     gated = [
         Part(
             name,
-            table=gate_rows(
-                dict(list(gate_curve(found).groupby("selector", sort=False))),
-                "error rate (%)",
-            ),
+            table=gate_rows(gate_curve(found), "error rate (%)"),
         )
         for name in tables
         if (found := read_gates(folder, name)) is not None

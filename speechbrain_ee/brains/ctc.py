@@ -13,9 +13,7 @@ from types import MappingProxyType
 import pandas as pd
 import speechbrain as sb
 import torch
-from speechbrain.dataio.dataset import (
-    DynamicItemDataset,
-)
+from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
@@ -26,7 +24,11 @@ from speechbrain_ee.analysis.loops import loop_row
 from speechbrain_ee.analysis.recorder import ExitTimer, TraceRecorder
 from speechbrain_ee.analysis.replay import sweep
 from speechbrain_ee.analysis.traces import Traces
-from speechbrain_ee.brains.encoder import EncoderBrain, gate_table
+from speechbrain_ee.brains.encoder import (
+    EncoderBrain,
+    gate_table,
+    leave_to_gate,
+)
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.encoders.base import samples_of
 from speechbrain_ee.exits import (
@@ -155,12 +157,7 @@ class EarlyExitCTC(EncoderBrain):
                 f"{self.encoder.num_layers}."
             )
         if gate_only:
-            if gate is None or not list(gate.parameters()):
-                raise ValueError(
-                    "gate_only: there is no gate that learns anything. Take "
-                    "one that does, such as --gate input_conditioned."
-                )
-            self.encoder.freeze_backbone()
+            leave_to_gate(self.encoder)
             self.exits.requires_grad_(False)
 
     def compute_forward(self, batch, stage):
@@ -443,11 +440,7 @@ class EarlyExitCTC(EncoderBrain):
         """
         self.on_evaluate_start(min_key=self.select_by)
         self.modules.eval()
-        loader = self.make_dataloader(
-            dataset,
-            sb.Stage.TEST,
-            **{**(loader_kwargs or {}), "ckpt_prefix": None},
-        )
+        loader = self.load(dataset, sb.Stage.TEST, loader_kwargs)
         costs = ExitCosts(self.encoder, self.exits)
         groups = self._present(groups, dataset)
         keys = ["id", "wrd", "duration", *groups.values()]
@@ -527,9 +520,11 @@ class EarlyExitCTC(EncoderBrain):
         return traces
 
     @torch.no_grad()
-    def read_error_rate(self, loader):
+    def error_rate(self, dataset, loader_kwargs=None):
         """Of the CTC head of the last exit, by what is most probable."""
+        self.modules.eval()
         stats, last = self.error_rate_computer(), self.exit_layers[-1]
+        loader = self.load(dataset, sb.Stage.TEST, loader_kwargs)
         for seen, batch in enumerate(loader):
             if self.debug and seen == self.debug_batches:
                 break

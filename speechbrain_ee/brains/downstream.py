@@ -21,7 +21,11 @@ from tqdm.auto import tqdm
 
 from speechbrain_ee.analysis.gates import gate_curve
 from speechbrain_ee.analysis.statistics import Bootstrap
-from speechbrain_ee.brains.encoder import EncoderBrain, gate_table
+from speechbrain_ee.brains.encoder import (
+    EncoderBrain,
+    gate_table,
+    leave_to_gate,
+)
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.exits import (
     BranchExits,
@@ -127,7 +131,14 @@ class DownstreamBrain(EncoderBrain):
         if gate is not None:
             upstream.attach(gate)
         if gate_only:
-            _leave_to_gate(modules, init_from)
+            leave_to_gate(upstream)
+            if init_from is None:
+                raise ValueError(
+                    "gate_only: the task model would stay untrained. Name the "
+                    "folder of a finished run (init_from)."
+                )
+            for name in ("interface", "downstream"):
+                modules[name].requires_grad_(False)
         trained = [k for k, w in upstream.named_parameters() if w.requires_grad]
         self.learns = bool(trained)
         # Or nothing of it but the gate.
@@ -243,16 +254,11 @@ class DownstreamBrain(EncoderBrain):
             if name not in found.paramfiles:  # a frozen upstream
                 continue
             module, file = self.unwrapped[name], found.paramfiles[name]
-            weights = torch.load(file, "cpu", weights_only=True)
-            kept = {
-                key: value
-                for key, value in weights.items()
-                if name != "upstream" or not key.startswith("gate.")
-            }
-            own = module.state_dict()
-            kept |= {k: own[k] for k in own.keys() - kept if k[:5] == "gate."}
+            load = module.load_state_dict
+            if name == "upstream":
+                load = self.upstream.load_backbone
             try:
-                module.load_state_dict(kept)
+                load(torch.load(file, "cpu", weights_only=True))
             except (RuntimeError, ValueError) as error:
                 raise ValueError(
                     f"init_from: {name} of {folder} is built otherwise: "
@@ -351,7 +357,7 @@ class DownstreamBrain(EncoderBrain):
         interface = self.unwrapped["interface"]
         if not interface.needs_fit:
             return
-        loader = self._load(dataset, sb.Stage.VALID, loader_kwargs)
+        loader = self.load(dataset, sb.Stage.VALID, loader_kwargs)
         interface.fit(self.states(batch.to(self.device)) for batch in loader)
 
     def fit_exits(
@@ -430,7 +436,7 @@ class DownstreamBrain(EncoderBrain):
             scores = list(told.values())
         layers = self.branches.exit_layers if layers is None else layers
         self.modules.eval()
-        tables, loader = [], self._load(dataset, sb.Stage.TEST, loader_kwargs)
+        tables, loader = [], self.load(dataset, sb.Stage.TEST, loader_kwargs)
         for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
             with torch.no_grad(), self.evaluation_ctx:
                 states, frames = self.states(batch.to(self.device), layers[-1])
@@ -458,11 +464,6 @@ class DownstreamBrain(EncoderBrain):
             output.previous = outputs[-1] if outputs else None
             outputs.append(output)
         return outputs
-
-    def _load(self, dataset, stage, loader_kwargs):
-        """A loader that checkpoints know nothing of."""
-        kwargs = {**(loader_kwargs or {}), "ckpt_prefix": None}
-        return self.make_dataloader(dataset, stage, **kwargs)
 
     def compute_forward(self, batch, stage):
         """What the task model says of a batch.
@@ -538,6 +539,9 @@ class DownstreamBrain(EncoderBrain):
         together they are the batch.
         """
         rule, training = self._rule(stage), stage == sb.Stage.TRAIN
+        if rule is None:
+            return self._leave_together(batch, training)
+        layers, selector = rule
         groups = []
 
         def note(output, rows, states):
@@ -550,18 +554,6 @@ class DownstreamBrain(EncoderBrain):
                 }
                 self._note(output.ids, output.exit_layer, values)
 
-        if rule is None:
-            fixed = isinstance(self.exits, FixedLayer)
-            depth = self.exits.layer if fixed else self.upstream.num_layers
-            if self.changes and depth > 0 and not training:
-                return self._walk(batch, depth)
-            if training:
-                self.tell_step()
-            states, frames = self.states(batch, depth)
-            if not training:
-                self._note(batch.id, len(states) - 1)
-            return [(torch.arange(len(frames)), states)], frames
-        layers, selector = rule
         if self.cache is None and not training:
             loop = EarlyExitLoop(
                 *(self.upstream, self.branches, selector, self._count(layers)),
@@ -570,19 +562,9 @@ class DownstreamBrain(EncoderBrain):
             left = loop(*batch.sig, ids=list(batch.id), on_leave=note)
             return groups, left.frames
         states, frames = self.states(batch, layers[-1])
-        outputs, known = {}, self._training_exits if training else {}
-        if not known.keys() >= set(batch.id):
-            with torch.no_grad():
-                read = self._read(states, frames, batch.id, layers)
-                taken = exits_taken(selector, read).tolist()
-            outputs = {output.exit_layer: output for output in read}
-            known = dict(zip(batch.id, taken, strict=True))
-            fixed = self.cache is not None and isinstance(
-                self.exits, BranchExits
-            )
-            if training and fixed:
-                self._training_exits |= known
-        taken = torch.tensor([known[name] for name in batch.id])
+        taken, outputs = self._take_exits(
+            rule, list(batch.id), states, frames, training
+        )
         for layer in taken.unique().tolist():
             rows = (taken == layer).nonzero().flatten()
             ran, output = states[: layer + 1], outputs.get(layer)
@@ -593,6 +575,37 @@ class DownstreamBrain(EncoderBrain):
                     output = output.keep(rows, selector.history)
             note(output, rows, ran)
         return groups, frames
+
+    def _leave_together(self, batch, training):
+        """As of ``_leave``, where nobody leaves before the others."""
+        fixed = isinstance(self.exits, FixedLayer)
+        depth = self.exits.layer if fixed else self.upstream.num_layers
+        if self.changes and depth > 0 and not training:
+            return self._walk(batch, depth)
+        if training:
+            self.tell_step()
+        states, frames = self.states(batch, depth)
+        if not training:
+            self._note(batch.id, len(states) - 1)
+        return [(torch.arange(len(frames)), states)], frames
+
+    def _take_exits(self, rule, ids, states, frames, training):
+        """The exit of each utterance, and what the branches say at exits.
+
+        In training nobody asks for the latter, and what is known is not read
+        again.
+        """
+        known = self._training_exits
+        if training and known.keys() >= set(ids):
+            return torch.tensor([known[name] for name in ids]), {}
+        layers, selector = rule
+        with torch.no_grad():
+            read = self._read(states, frames, ids, layers)
+            taken = exits_taken(selector, read)
+        fixed = self.cache is not None and isinstance(self.exits, BranchExits)
+        if training and fixed:
+            known.update(zip(ids, taken.tolist()))
+        return taken, {output.exit_layer: output for output in read}
 
     def _walk(self, batch, depth) -> tuple[list[tuple], torch.Tensor]:
         """All leave at one layer, and the loop tells what that has cost."""
@@ -773,7 +786,7 @@ class DownstreamBrain(EncoderBrain):
         """
         self.modules.eval()
         self.departures = {}
-        loader = self._load(dataset, sb.Stage.TEST, loader_kwargs)
+        loader = self.load(dataset, sb.Stage.TEST, loader_kwargs)
         for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
             with torch.no_grad(), self.evaluation_ctx:
                 predictions = self.compute_forward(batch, sb.Stage.TEST)
@@ -808,38 +821,9 @@ class DownstreamBrain(EncoderBrain):
                 break
         return rows
 
-    def error_rate(
-        self,
-        dataset: DynamicItemDataset,
-        loader_kwargs: Mapping | None = None,
-    ) -> float:
-        """How wrong the model is on a set, as it is now.
-
-        Arguments
-        ---------
-        dataset : DynamicItemDataset
-            With what batches need.
-        loader_kwargs : mapping, optional
-            For the data loader.
-
-        Returns
-        -------
-        float
-            In percent.
-        """
+    def error_rate(self, dataset, loader_kwargs=None):
+        """See ``EncoderBrain.error_rate``."""
         return _error_rate(self.judge_set(dataset, loader_kwargs))
-
-    @torch.no_grad()
-    def read_error_rate(self, loader):
-        """See ``EncoderBrain.read_error_rate``."""
-        rows = []
-        for seen, batch in enumerate(loader):
-            if self.debug and seen == self.debug_batches:
-                break
-            with self.evaluation_ctx:
-                predictions = self.compute_forward(batch, sb.Stage.TEST)
-            rows.extend(self.judge(predictions, batch))
-        return _error_rate(rows)
 
     def results(self, traces: pd.DataFrame) -> pd.DataFrame:
         """The figures of a set, with their intervals.
@@ -977,24 +961,6 @@ class DownstreamBrain(EncoderBrain):
             curve = gate_curve(table).drop(columns=["low", "high", "masks"])
             with replacing(Path(folder) / f"curve_{name}.csv") as file:
                 curve.to_csv(file, index=False, float_format="%.9g")
-
-
-def _leave_to_gate(modules, init_from):
-    """Train the gate of the upstream, and nothing else."""
-    gate = modules["upstream"].gate
-    if gate is None or not list(gate.parameters()):
-        raise ValueError(
-            "gate_only: there is no gate that learns anything. Take one that "
-            "does, such as --gate input_conditioned."
-        )
-    if init_from is None:
-        raise ValueError(
-            "gate_only: the task model would stay untrained. Name the folder "
-            "of a finished run (init_from)."
-        )
-    modules["upstream"].freeze_backbone()
-    for name in ("interface", "downstream"):
-        modules[name].requires_grad_(False)
 
 
 def _error_rate(rows: Sequence[Mapping]) -> float:

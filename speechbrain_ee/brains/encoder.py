@@ -7,7 +7,7 @@ Authors
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.optimizers import rm_vector_weight_decay
 
 from speechbrain_ee.brains.base import RecipeBrain
+from speechbrain_ee.encoders.base import LayerwiseEncoder
 from speechbrain_ee.files import replacing
 from speechbrain_ee.gates import GreedyMasks, LayerGate
 
@@ -102,6 +103,31 @@ class EncoderBrain(RecipeBrain):
         super().on_fit_batch_start(batch, should_step)
         if should_step and self.encoder_lr_annealing is not None:
             self.encoder_lr_annealing(self.encoder_optimizer)
+
+    def load(
+        self,
+        dataset: DynamicItemDataset,
+        stage: sb.Stage,
+        loader_kwargs: Mapping | None = None,
+    ) -> Iterable:
+        """A loader that checkpoints know nothing of.
+
+        Arguments
+        ---------
+        dataset : DynamicItemDataset
+            With what batches need.
+        stage : Stage
+            Of the experiment.
+        loader_kwargs : mapping, optional
+            For the data loader.
+
+        Returns
+        -------
+        iterable of PaddedBatch
+            The batches.
+        """
+        kwargs = {**(loader_kwargs or {}), "ckpt_prefix": None}
+        return self.make_dataloader(dataset, stage, **kwargs)
 
     def tell_step(self) -> None:
         """Tell the gate how far the training is."""
@@ -185,7 +211,7 @@ class EncoderBrain(RecipeBrain):
         """Find on a development set what gates have to find there.
 
         For each of GreedyMasks, writes ``masks_<name>.csv`` into the folder.
-        What is measured is the error rate of ``read_error_rate``.
+        What is measured is ``error_rate``.
 
         Arguments
         ---------
@@ -213,13 +239,9 @@ class EncoderBrain(RecipeBrain):
             some = FilteredSortedDynamicItemDataset(
                 dataset, [dataset.data_ids[row] for row in sorted(chosen)]
             )
-            loader = self.make_dataloader(
-                some,
-                sb.Stage.TEST,
-                **{**(loader_kwargs or {}), "ckpt_prefix": None},
-            )
+            measure = partial(self.error_rate, some, loader_kwargs)
             with self.gated(gate):
-                found = gate.search(partial(self.read_error_rate, loader))
+                found = gate.search(measure)
             if if_main_process():
                 columns = ["layers_run", self.gate_metric]
                 table = pd.DataFrame(found, columns=columns)
@@ -229,13 +251,19 @@ class EncoderBrain(RecipeBrain):
                     table.to_csv(file, index=False, float_format="%.4f")
 
     @abstractmethod
-    def read_error_rate(self, loader) -> float:
-        """How wrong the model is on a set under the gate that it has now.
+    def error_rate(
+        self,
+        dataset: DynamicItemDataset,
+        loader_kwargs: Mapping | None = None,
+    ) -> float:
+        """How wrong the model is on a set, as it is now.
 
         Arguments
         ---------
-        loader : iterable of PaddedBatch
-            The set; with ``--debug`` some batches are read.
+        dataset : DynamicItemDataset
+            With what batches need; with ``--debug`` some batches are read.
+        loader_kwargs : mapping, optional
+            For the data loader.
 
         Returns
         -------
@@ -283,6 +311,27 @@ class EncoderBrain(RecipeBrain):
                     if gate.target_layers not in done:
                         done.add(gate.target_layers)
                         yield label, gate
+
+
+def leave_to_gate(encoder: LayerwiseEncoder) -> None:
+    """Train nothing of an encoder but its gate.
+
+    Arguments
+    ---------
+    encoder : LayerwiseEncoder
+        With a gate.
+
+    Raises
+    ------
+    ValueError
+        If there is none that learns.
+    """
+    if encoder.gate is None or not list(encoder.gate.parameters()):
+        raise ValueError(
+            "gate_only: there is no gate that learns anything. Take one that "
+            "does, such as --gate input_conditioned."
+        )
+    encoder.freeze_backbone()
 
 
 def gate_table(

@@ -18,7 +18,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import (
 )
 from torch.nn.functional import relu
 
-from speechbrain_ee.encoders.base import padding_mask, relative_lengths
+from speechbrain_ee.encoders.base import moments, relative_lengths
 
 
 class MeanPooling(torch.nn.Module):
@@ -57,7 +57,7 @@ class MeanPooling(torch.nn.Module):
         torch.Tensor
             Shape (batch, output_size).
         """
-        return _moments(features, frames)[0]
+        return moments(features, frames)[0]
 
 
 class StatisticsPooling(torch.nn.Module):
@@ -85,7 +85,7 @@ class StatisticsPooling(torch.nn.Module):
         self, features: torch.Tensor, frames: torch.Tensor
     ) -> torch.Tensor:
         """See ``MeanPooling.forward``."""
-        mean, variance = _moments(features, frames)
+        mean, variance = moments(features, frames)
         # The root has no gradient at 0, where a channel never changes.
         return torch.cat([mean, variance.clamp_min(1e-10).sqrt()], dim=-1)
 
@@ -312,12 +312,3 @@ class SpeakerEmbedder(torch.nn.Module):
         embeddings = relu(self.embedding(pooled))
         hidden = relu(self.hidden(embeddings))
         return embeddings, self.classifier(hidden[:, None]).squeeze(1)
-
-
-def _moments(features, frames):
-    """Mean and variance over real frames, each of shape (batch, channel)."""
-    padded = padding_mask(features, frames)[..., None]
-    counts = frames.to(features.device, features.dtype)[:, None]
-    mean = features.masked_fill(padded, 0).sum(1) / counts
-    centred = (features - mean[:, None]).masked_fill(padded, 0)
-    return mean, centred.square().sum(1) / counts

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -126,6 +126,27 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
             self.gate.requires_grad_(True)
         self.frozen = True
         self.train(self.training)
+
+    def load_backbone(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take the weights of another encoder, but for its gate.
+
+        Arguments
+        ---------
+        weights : mapping
+            Its ``state_dict``.
+
+        Raises
+        ------
+        RuntimeError or ValueError
+            If it is built otherwise.
+        """
+        own = self.state_dict()
+        self.load_state_dict(
+            {
+                **{k: w for k, w in weights.items() if not _of_gate(k)},
+                **{k: w for k, w in own.items() if _of_gate(k)},
+            }
+        )
 
     def train(self, mode: bool = True):
         """Training mode, except for what is frozen."""
@@ -458,6 +479,10 @@ def _check_same_layers(encoder, state_dict, prefix, *_):
         )
 
 
+def _of_gate(key: str) -> bool:
+    return key.startswith("gate.")
+
+
 def _check_same_gate(encoder, state_dict, prefix, *_):
     """Say that a gate is missing or too much, before torch lists keys."""
     prefix += "gate."
@@ -639,6 +664,41 @@ def padding_mask(hidden: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """
     time = torch.arange(hidden.shape[1], device=hidden.device)
     return time >= frames.to(hidden.device)[:, None]
+
+
+def moments(
+    hidden: torch.Tensor, frames: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance over real frames.
+
+    Arguments
+    ---------
+    hidden : torch.Tensor
+        A state of shape (batch, time, channel).
+    frames : torch.Tensor
+        Real frames of each utterance, int64 of shape (batch,), on the CPU.
+
+    Returns
+    -------
+    mean : torch.Tensor
+        Shape (batch, channel).
+    variance : torch.Tensor
+        Of the same shape; that of the frames themselves, divided by their
+        number.
+
+    Example
+    -------
+    >>> moments(torch.tensor([[[1.0], [3.0], [8.0]]]), torch.tensor([2]))
+    (tensor([[2.]]), tensor([[1.]]))
+    """
+    if not is_padded(hidden, frames):
+        variance, mean = torch.var_mean(hidden, dim=1, correction=0)
+        return mean, variance
+    padded = padding_mask(hidden, frames)[..., None]
+    counts = frames.to(hidden.device, hidden.dtype)[:, None]
+    mean = hidden.masked_fill(padded, 0.0).sum(dim=1) / counts
+    centred = (hidden - mean[:, None]).masked_fill(padded, 0.0)
+    return mean, centred.square().sum(dim=1) / counts
 
 
 def silence_padding(wavs: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:

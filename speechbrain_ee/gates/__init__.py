@@ -1,6 +1,6 @@
 """Gates: which layers run, for which utterance."""
 
-from speechbrain_ee.gates.base import LayerGate, keep_top
+from speechbrain_ee.gates.base import LayerGate
 from speechbrain_ee.gates.fixed import FirstN, FixedMask, GreedyMasks, RunAll
 from speechbrain_ee.gates.random import BernoulliGate, RandomN
 from speechbrain_ee.gates.selector import InputConditionedGate
@@ -28,5 +28,4 @@ __all__ = [
     "LayerGate",
     "RandomN",
     "RunAll",
-    "keep_top",
 ]

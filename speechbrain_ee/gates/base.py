@@ -34,6 +34,9 @@ class LayerGate(torch.nn.Module, ABC):
         How many layers an utterance keeps in evaluation, for gates that serve
         targets; 2.5 lets half of the utterances keep 2 and half 3, drawn by
         their own samples. None is the gate's own default.
+    closing_norm : bool
+        Whether a dropped layer keeps the LayerNorm that it ends with, if it
+        ends with one, as in LDASR.
     seed : int
         Of all draws. A draw depends on it, on the utterance's samples and, in
         training, on ``step``: not on the process, nor on the batch.
@@ -49,9 +52,6 @@ class LayerGate(torch.nn.Module, ABC):
     mixes : bool
         Whether in training all layers run, and the values of the gate mix
         what goes into a layer with what comes out.
-    closing_norm : bool
-        Whether a dropped layer keeps the LayerNorm that it ends with, if it
-        ends with one, as in LDASR.
     step : int
         Of the training; the Brain sets it.
     """
@@ -60,11 +60,16 @@ class LayerGate(torch.nn.Module, ABC):
     serves_targets = False
     layerwise = False
     mixes = False
-    closing_norm = False
 
-    def __init__(self, target_layers: float | None = None, seed: int = 1234):
+    def __init__(
+        self,
+        target_layers: float | None = None,
+        closing_norm: bool = False,
+        seed: int = 1234,
+    ):
         super().__init__()
         self.target_layers = self.default_target = target_layers
+        self.closing_norm = closing_norm
         self.seed = seed
         self.step = 0
         self.num_layers = self.width = None

@@ -62,12 +62,11 @@ class FixedMask(LayerGate):
         every: int | None = None,
         closing_norm: bool = False,
     ):
-        super().__init__()
+        super().__init__(closing_norm=closing_norm)
         if (mask is None) == (every is None):
             raise ValueError("gate: give either mask or every, and just one.")
         self.mask = None if mask is None else [str(int(x)) for x in mask]
         self.every = every
-        self.closing_norm = closing_norm
         if set(self.mask or ()) - {"0", "1"}:
             raise ValueError(
                 f"mask: {mask} must hold a 1 for each layer that runs and a 0 "
@@ -123,15 +122,6 @@ class FirstN(LayerGate):
     name = "first_n"
     serves_targets = True
 
-    def __init__(
-        self,
-        target_layers: float | None = None,
-        closing_norm: bool = False,
-        seed: int = 1234,
-    ):
-        super().__init__(target_layers, seed)
-        self.closing_norm = closing_norm
-
     def plan(self, state):
         """See ``LayerGate.plan``."""
         if self.target_layers is None:
@@ -183,11 +173,10 @@ class GreedyMasks(LayerGate):
         closing_norm: bool = False,
         seed: int = 1234,
     ):
-        super().__init__(target_layers, seed)
+        super().__init__(target_layers, closing_norm, seed)
         if utterances < 1:
             raise ValueError(f"utterances: {utterances} must be at least 1.")
         self.utterances = utterances
-        self.closing_norm = closing_norm
         self.trial = None
         self.register_load_state_dict_pre_hook(_keep_masks)
 

@@ -43,15 +43,6 @@ class RandomN(LayerGate):
     name = "random_n"
     serves_targets = True
 
-    def __init__(
-        self,
-        target_layers: float | None = None,
-        closing_norm: bool = False,
-        seed: int = 1234,
-    ):
-        super().__init__(target_layers, seed)
-        self.closing_norm = closing_norm
-
     @property
     def keyed(self):
         """See ``LayerGate.keyed``."""

@@ -23,11 +23,7 @@ import torch
 from speechbrain.utils.logger import get_logger
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from speechbrain_ee.encoders.base import (
-    EncoderState,
-    is_padded,
-    padding_mask,
-)
+from speechbrain_ee.encoders.base import EncoderState, moments, padding_mask
 from speechbrain_ee.gates.base import LayerGate, check_count, keep_top
 
 logger = get_logger(__name__)
@@ -55,14 +51,7 @@ class Statistics(torch.nn.Module):
 
     def forward(self, hidden, frames):
         """Of shape (batch, time, width) to (batch, 2 width)."""
-        if not is_padded(hidden, frames):
-            variance, mean = torch.var_mean(hidden, dim=1, correction=0)
-        else:
-            padding = padding_mask(hidden, frames)[..., None]
-            count = frames.to(hidden.device)[:, None]
-            mean = hidden.masked_fill(padding, 0.0).sum(dim=1) / count
-            centred = (hidden - mean[:, None]).masked_fill(padding, 0.0)
-            variance = centred.square().sum(dim=1) / count
+        mean, variance = moments(hidden, frames)
         return torch.cat([mean, (variance + 1e-5).sqrt()], dim=-1)
 
 
@@ -251,7 +240,7 @@ class InputConditionedGate(LayerGate):
                 raise ValueError("train_targets: name at least one.")
         else:
             trained = None
-        super().__init__(target_layers, seed)
+        super().__init__(target_layers, closing_norm, seed)
         self.trained = trained
         self.in_range = isinstance(train_targets, Mapping)
         self.summary_kind = summary
@@ -262,7 +251,6 @@ class InputConditionedGate(LayerGate):
         self.temperature = temperature
         self.compute_weight = compute_weight
         self.balance_weight = balance_weight
-        self.closing_norm = closing_norm
         self.seen = []
         self.register_load_state_dict_pre_hook(_check_same_backbone)
 

@@ -182,16 +182,8 @@ class FrozenTeacher:
         ValueError
             If they are built otherwise.
         """
-        weights = {
-            key: value
-            for key, value in self.encoder.state_dict().items()
-            if not key.startswith("gate.")
-        }
-        if encoder.gate is not None:
-            own = encoder.gate.state_dict()
-            weights |= {f"gate.{key}": value for key, value in own.items()}
         try:
-            encoder.load_state_dict(weights)
+            encoder.load_backbone(self.encoder.state_dict())
             exits.load_state_dict(self.exits.state_dict())
         except (RuntimeError, ValueError) as error:
             raise ValueError(

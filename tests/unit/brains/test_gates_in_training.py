@@ -250,9 +250,7 @@ def test_masks_are_the_best_of_each_elimination(tmp_path):
     found = pd.read_csv(tmp_path / "masks_g.csv", dtype={"layers": str})
     for _, row in found.iterrows():
         brain.encoder.attach(FixedMask(row["layers"]))
-        loader = brain.make_dataloader(dataset(), sb.Stage.TEST, batch_size=2)
-        brain.modules.eval()
-        rate = brain.read_error_rate(loader)
+        rate = brain.error_rate(dataset(), {"batch_size": 2})
         assert rate == pytest.approx(row["WER"], abs=1e-3)
 
 
