@@ -3,8 +3,9 @@
 They are made of a folder in LibriSpeech's layout with the splits train, dev,
 test (read English) and commands_train, commands_dev, commands_test (spoken
 orders of coffee); of a folder for each further language with train.tsv,
-dev.tsv and test.tsv (columns id and file); and of a folder of isolated digits
-with such tables (columns id, file, speaker and text).
+dev.tsv and test.tsv (columns id and file); of a folder of isolated digits
+with such tables (columns id, file, speaker and text); and of clips named as in
+ESC-10, with noise.tsv (columns file and category).
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import soundfile
+from esc_prepare import COLUMNS
 from scipy.signal import resample_poly
 
 from speechbrain_ee.corpora.noise import soften
@@ -30,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 SAMPLE_RATE = 16000
 SECONDS = 4  # of an utterance whose language is asked
 SPLITS = ("train", "dev", "test")
+FOLDS = (1, 2, 3, 4)  # of the clips that there are
 DRINKS = ("AMERICANO", "CAPPUCCINO", "ESPRESSO", "LATTE", "MOCHA", "COFFEE")
 
 
@@ -147,6 +150,26 @@ def make_digits(folder, options, label="text"):
 def make_digit_speakers(folder, options):
     """Who says it."""
     make_digits(folder, options, label="speaker")
+
+
+def make_sounds(folder, options):
+    """Clips of ESC-10 in the layout of ESC-50, a fold for its first number."""
+    (folder / "audio").mkdir(parents=True)
+    (folder / "meta").mkdir()
+    clips = read_table(options.noise / "noise.tsv")
+    categories = sorted({clip["category"] for clip in clips})
+    rows = []
+    for clip in clips:
+        file = options.noise / clip["file"]
+        target = categories.index(clip["category"])
+        fold, source, take = file.stem.split("-")
+        name = f"{file.stem}-{target}.wav"
+        wave, rate = soundfile.read(file)
+        soundfile.write(folder / "audio" / name, wave, rate)
+        rows.append((name, fold, target, clip["category"], True, source, take))
+    path = folder / "meta" / "esc50.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
 
 
 def read_options(doc, folders, tasks, seeds):

@@ -43,10 +43,8 @@ class EncoderState:
         is the only reader.
     plan : torch.Tensor, optional
         What the encoder's gate has decided, of shape (batch, layers); up to
-        here where it decides layer by layer, and None before layer 1.
-    ran : torch.Tensor, optional
-        Which layers ran so far, bool of shape (batch, layer), on the CPU
-        (default: all).
+        here where it decides layer by layer, and None before layer 1. bool,
+        on the CPU; or, where the gate mixes, its values.
     keys : torch.Tensor, optional
         A number made of each utterance's samples, int64 of shape (batch,), on
         the CPU, where the gate draws by it.
@@ -57,17 +55,18 @@ class EncoderState:
     layer: int = 0
     context: dict[str, torch.Tensor | None] = field(default_factory=dict)
     plan: torch.Tensor | None = None
-    ran: torch.Tensor | None = None
     keys: torch.Tensor | None = None
-
-    def __post_init__(self):
-        if self.ran is None:
-            every = torch.ones(len(self), self.layer, dtype=torch.bool)
-            object.__setattr__(self, "ran", every)
 
     def __len__(self) -> int:
         """The number of utterances."""
         return len(self.frames)
+
+    @property
+    def ran(self) -> torch.Tensor:
+        """Which layers ran so far, bool of shape (batch, layer), on the CPU."""
+        if self.plan is None or self.plan.dtype != torch.bool:
+            return torch.ones(len(self), self.layer, dtype=torch.bool)
+        return self.plan[:, : self.layer]
 
 
 class LayerwiseEncoder(torch.nn.Module, ABC):
@@ -270,32 +269,31 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
         EncoderState
             The state at layer k + 1.
         """
-        plan = None if self.gate is None else self._decide(state)
-        kept = torch.ones(len(state), dtype=torch.bool)
-        if plan is None:
+        plan = None
+        if self.gate is None:
             hidden = self.run_layer(state)
-        elif self.gate.mixing:
-            hidden = self._mix(state, plan[:, state.layer])
         else:
-            kept = plan[:, state.layer] > 0.5
-            hidden = self._run_for(state, kept)
-        ran = torch.cat([state.ran, kept[:, None]], dim=1)
-        layer = state.layer + 1
-        return replace(state, hidden=hidden, layer=layer, plan=plan, ran=ran)
+            plan = self._decide(state)
+            run = self._mix if self.gate.mixing else self._run_for
+            hidden = run(state, plan[:, state.layer])
+        return replace(state, hidden=hidden, layer=state.layer + 1, plan=plan)
 
     def _decide(self, state) -> torch.Tensor:
-        """The gate's plan, up to the next layer at least.
-
-        It stands on the CPU, unless there are gradients: whether a layer runs
-        is asked before each, and must not wait for a GPU.
-        """
+        """The gate's plan, up to the next layer at least."""
         plan = state.plan
         if plan is None:
-            plan = self.gate.plan(state)
+            plan = self._settle(self.gate.plan(state))
         if plan.shape[1] == state.layer:
-            value = self.gate.decide(state).to(plan.device)
+            value = self._settle(self.gate.decide(state))
             plan = torch.cat([plan, value[:, None]], dim=1)
-        return plan if self.gate.mixing else plan.cpu()
+        return plan
+
+    def _settle(self, values) -> torch.Tensor:
+        """Whether layers run is asked before each: it must not wait for a GPU.
+
+        Values that mix keep their gradients, and stay where they are.
+        """
+        return values if self.gate.mixing else values.cpu() > 0.5
 
     def _mix(self, state, values) -> torch.Tensor:
         """What goes into the next layer and what comes out, by the values."""
@@ -411,7 +409,7 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
             Their state; padding that none of them needs is cut off.
         """
         rows = torch.as_tensor(rows, dtype=torch.long)
-        frames, ran = state.frames[rows], state.ran[rows]
+        frames = state.frames[rows]
         keys = None if state.keys is None else state.keys[rows]
         plan = state.plan
         if plan is not None:
@@ -419,9 +417,7 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
         rows = rows.to(state.hidden.device)
         hidden = state.hidden[:, : int(frames.max())].index_select(0, rows)
         context = self.keep_context(state.context, hidden, frames, rows)
-        return EncoderState(
-            hidden, frames, state.layer, context, plan, ran, keys
-        )
+        return EncoderState(hidden, frames, state.layer, context, plan, keys)
 
     def forward(
         self,
