@@ -41,8 +41,8 @@ FOLDERS = ("hubert", "english", "noise")
 TARGETS = (2, 4, 6, 8, 10, 12)
 COMMON = (
     *("--interface=last_layer", "--lr=0.002", "--lr_upstream=0.0005"),
-    *("--number_of_epochs=12", "--iterations_per_epoch=25"),
-    *("--batch_size=16", "--max_seconds=null"),
+    *("--number_of_epochs=10", "--iterations_per_epoch=15"),
+    *("--batch_size=16", "--max_seconds=2"),
 )
 # Function that makes the data, parts of which each is tested in turn, overrides
 TASKS = {
@@ -60,7 +60,7 @@ DROPPING = "--eval_gates=dropping"
 MODELS = {
     "all": ("--gate=all", DROPPING),
     **{
-        f"{gate}": (f"--gate={gate}", DROPPING)
+        gate: (f"--gate={gate}", DROPPING)
         for gate in ("random_0.2", "random_0.5", "ldasr")
     },
     "input_conditioned": ("--gate=input_conditioned",),

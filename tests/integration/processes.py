@@ -23,8 +23,14 @@ import speechbrain as sb
 import torch
 from sentencepiece import SentencePieceProcessor
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.encoder import CategoricalEncoder
 
-from speechbrain_ee.brains import EarlyExitAED, EarlyExitCTC
+from speechbrain_ee.brains import (
+    DownstreamClassifier,
+    EarlyExitAED,
+    EarlyExitCTC,
+)
+from speechbrain_ee.downstreams import UtteranceClassifier
 from speechbrain_ee.heads import (
     AttentionDecoder,
     AttentionHeads,
@@ -32,6 +38,7 @@ from speechbrain_ee.heads import (
     CTCHeads,
 )
 from speechbrain_ee.inference import FrozenTeacher
+from speechbrain_ee.interfaces import WeightedSum
 from tests.unit.encoders.backbones import NUM_LAYERS, build
 from tests.unit.gates.gates import ROWS as GATES
 from tests.unit.inference.models import train_tokenizer
@@ -106,6 +113,31 @@ def make_brain(backbone, tokenizer, objective, kind, make_exits, gate=None):
     )
 
 
+def make_classifier(gate):
+    """What fine-tunes a HuBERT to two classes, without dropout."""
+    upstream = build("hubert-base").encoder
+    upstream.model.masked_spec_embed.requires_grad_(False)  # never used
+    upstream.attach(gate)
+    torch.manual_seed(0)
+    interface = WeightedSum(upstream.state_sizes)
+    remove_dropout(upstream)
+    labels = CategoricalEncoder()
+    labels.update_from_iterable(range(2))
+    rate = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    return DownstreamClassifier(
+        {"label": labels},
+        modules={
+            "upstream": upstream,
+            "interface": interface,
+            "downstream": UtteranceClassifier(interface.output_size, [2]),
+        },
+        opt_class=rate,
+        encoder_opt_class=rate,
+        hparams={},
+        run_opts=RUN_OPTS,
+    )
+
+
 CTC = {"kind": EarlyExitCTC, "make_exits": make_ctc}
 CONFORMER = "conformer-RelPosMHAXL"
 # Name to backbone, Brain and exits.
@@ -126,11 +158,12 @@ MODELS = {
     "wavlm_ctc": ("wavlm-base", CTC),
 }
 CASES = [(model, scheme) for model in MODELS for scheme in sorted(BLOCKS)]
-# Those with a gate are trained by the plain sum.
+# Those with a gate are trained by the plain sum; and one has classes.
 GATE = "gate: "
+CLASSIFIER = "hubert_classes"
 CASES += [
     (model, GATE + row)
-    for model in ("conformer_ctc", "wavlm_ctc")
+    for model in ("conformer_ctc", "wavlm_ctc", CLASSIFIER)
     for row in GATES
 ]
 
@@ -155,6 +188,7 @@ def make_batches(tokenizer, rank, processes):
                 "sig": torch.randn(samples, generator=generator),
                 "tokens": torch.tensor(tokenizer.encode_as_ids(text)),
                 "wrd": text,
+                "labels": torch.tensor([row % 2]),
             }
             for row, (samples, text) in enumerate(zip(SAMPLES, TEXTS))
         ]
@@ -166,8 +200,8 @@ def parameters_of(brain):
     """A copy of them; names as without DDP."""
     return {
         f"{key}.{name}": parameter.detach().clone()
-        for key in ("encoder", "exits")
-        for name, parameter in getattr(brain, key).named_parameters()
+        for key, module in brain.unwrapped.items()
+        for name, parameter in module.named_parameters()
     }
 
 
@@ -179,13 +213,16 @@ def train(model, scheme, tokenizer, rank, processes):
     dict
         Its parameters ``before`` and ``after``, by name.
     """
-    backbone, parts = MODELS[model]
     objective, gate = scheme, None
     if scheme.startswith(GATE):
         objective, gate = "uniform", GATES[scheme.removeprefix(GATE)]()
-    objective = make_objective(objective)
     torch.manual_seed(0)
-    brain = make_brain(backbone, tokenizer, objective, gate=gate, **parts)
+    if model == CLASSIFIER:
+        brain = make_classifier(gate)
+    else:
+        backbone, parts = MODELS[model]
+        objective = make_objective(objective)
+        brain = make_brain(backbone, tokenizer, objective, gate=gate, **parts)
     assert not brain.find_unused_parameters
     batches = make_batches(tokenizer, rank, processes)
     brain.modules.train()
@@ -202,7 +239,8 @@ def train(model, scheme, tokenizer, rank, processes):
     brain.fit(range(1), loader)
     assert brain.optimizer_step == STEPS
     wrapped = isinstance(
-        brain.modules.encoder, torch.nn.parallel.DistributedDataParallel
+        brain.modules[brain.encoder_name],
+        torch.nn.parallel.DistributedDataParallel,
     )
     assert wrapped == (processes > 1)
     return {"before": before, "after": parameters_of(brain)}
