@@ -12,4 +12,4 @@ def load_script(name):
     """What a script defines, without running its main."""
     path = ROOT / name
     with patch.object(sys, "path", [str(path.parent), *sys.path]):
-        return runpy.run_path(path)
+        return runpy.run_path(str(path))
