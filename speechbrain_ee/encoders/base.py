@@ -688,8 +688,9 @@ def moments(
     (tensor([[2.]]), tensor([[1.]]))
     """
     if not is_padded(hidden, frames):
-        variance, mean = torch.var_mean(hidden, dim=1, correction=0)
-        return mean, variance
+        # Many times faster than torch.var_mean over this dimension.
+        mean = hidden.mean(dim=1)
+        return mean, (hidden - mean[:, None]).square().mean(dim=1)
     padded = padding_mask(hidden, frames)[..., None]
     counts = frames.to(hidden.device, hidden.dtype)[:, None]
     mean = hidden.masked_fill(padded, 0.0).sum(dim=1) / counts
