@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Early exits, single exits, schemes and layer dropping: train all of
+r"""Early exits, single exits, schemes and layer dropping: train all of
 docs/results.md that is of spoken commands.
 
 Runs that are done are skipped, so the command can be stopped and given again.
 The small files of each run (traces, curves, pictures, logs) are copied to
-docs/results/, from where they can be analysed without training again. To run:
+docs/results/, from where they can be analysed without training again. With a
+folder of noise, gates that look at the input are also evaluated in noise. Runs
+of the HuBERT want one as pretrain_hubert.py writes it. To run:
 
-> python run_comparison.py --data_folder FOLDER --jobs 2
+> python run_comparison.py --data_folder FOLDER --hubert FOLDER \
+      --noise_folder FOLDER --jobs 2
 
 Authors
  * SpeechBrain-EE contributors 2026
@@ -18,9 +21,11 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "comparison"
 KEPT = HERE.parents[1] / "docs" / "results" / "small"
 KEPT_FILES = (
     "traces_*.csv",
@@ -36,6 +41,7 @@ KEPT_FILES = (
 )
 CTC = "hparams/conformer_ctc_ee_small.yaml"
 AED = "hparams/conformer_aed_ee_small.yaml"
+HUBERT = "hparams/hubert_ctc_ee.yaml"
 SEEDS = (1234, 1235, 1236)
 SCHEMES = (
     *("rising", "falling", "inverse_confidence"),
@@ -85,6 +91,15 @@ def gated(gate, seed, *more):
     ]
 
 
+# The small HuBERT is fine-tuned: 30 epochs of some 51 steps.
+FINE_TUNING = (
+    *("--train_splits=[commands_train]", "--valid_split=commands_dev"),
+    *("--test_splits=[commands_test]", "--number_of_epochs=30", "--lr=0.002"),
+    *("--lr_encoder=0.0005", "--warmup_steps=200", "--total_steps=1600"),
+    *("--output_neurons=30", "--num_workers=0"),
+    "--dynamic_batch_sampler={max_batch_length: 30, num_buckets: 8}",
+    "--test_dataloader_opts={batch_size: 1}",
+)
 # Name to YAML and overrides.
 RUNS = {
     **{f"early_exit_seed{s}": (CTC, [f"--seed={s}"]) for s in SEEDS},
@@ -130,6 +145,14 @@ RUNS = {
         )
         for seed in SEEDS
     },
+    "hubert_early_exit_seed1234": (HUBERT, [*FINE_TUNING, "--seed=1234"]),
+    **{
+        f"hubert_gate_{gate}_seed1234": (
+            HUBERT,
+            [*FINE_TUNING, *gated(gate, 1234)],
+        )
+        for gate in ("random_0.5", "input_conditioned", "random_0.2", "ldasr")
+    },
     "conformer_aed_seed1234": (
         AED,
         [
@@ -141,65 +164,107 @@ RUNS = {
 }
 
 
-def train(name, data_folder):
-    """Train and evaluate one model, unless that is done.
+def run_recipe(name, output, options, *overrides):
+    """Run train.py; what it prints goes into ``console.txt``.
 
     Arguments
     ---------
     name : str
         One of RUNS.
-    data_folder : str
-        Holds the splits.
+    output : Path
+        Folder of results.
+    options : argparse.Namespace
+        With ``data_folder`` and ``hubert``.
+    *overrides : str
+        Beside those of the run.
 
     Returns
     -------
     bool
         Whether it is done.
     """
-    hparams_file, overrides = RUNS[name]
-    output = HERE / "results" / "comparison" / name
-    if not (output / "report.html").is_file():
-        output.mkdir(parents=True, exist_ok=True)
-        with open(output / "console.txt", "a", encoding="utf-8") as console:
-            done = subprocess.run(
-                [
-                    *(sys.executable, "train.py", hparams_file),
-                    *(f"--data_folder={data_folder}", "--noprogressbar"),
-                    *(f"--output_folder={output}", *overrides),
-                ],
-                cwd=HERE,
-                # More threads than processes slow each other down.
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=console,
-                stderr=subprocess.STDOUT,
-            )
-        if done.returncode:
-            print(f"{name}: failed, see {output / 'console.txt'}", flush=True)
+    if (output / "report.html").is_file():
+        return True
+    hparams_file, of_run = RUNS[name]
+    if hparams_file == HUBERT:
+        of_run = [*of_run, f"--source={options.hubert}"]
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / "console.txt", "a", encoding="utf-8") as console:
+        done = subprocess.run(
+            [
+                *(sys.executable, "train.py", hparams_file, *of_run),
+                f"--data_folder={options.data_folder}",
+                *(f"--output_folder={output}", "--noprogressbar", *overrides),
+            ],
+            cwd=HERE,
+            # More threads than processes slow each other down.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=console,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode:
+        print(f"{name}: failed, see {output / 'console.txt'}", flush=True)
+    return done.returncode == 0
+
+
+def train(name, options):
+    """Train and evaluate one model, unless that is done.
+
+    Arguments
+    ---------
+    name : str
+        One of RUNS.
+    options : argparse.Namespace
+        With ``data_folder``, ``hubert`` and ``noise_folder``.
+
+    Returns
+    -------
+    bool
+        Whether it is done.
+    """
+    output = RESULTS / name
+    if not run_recipe(name, output, options):
+        return False
+    _keep(output, KEPT / name)
+    looks = any("--gate=input_conditioned" in one for one in RUNS[name][1])
+    if options.noise_folder and looks:
+        done = run_recipe(
+            *(name, output / "in_noise", options, "--test_only"),
+            f"--save_folder={output / 'save'}",
+            f"--noise_folder={options.noise_folder}",
+        )
+        if not done:
             return False
-    kept = KEPT / name
+        _keep(output / "in_noise", KEPT / name / "in_noise")
+    print(f"{name}: done, kept in {KEPT / name}", flush=True)
+    return True
+
+
+def _keep(output, kept):
+    """Copy what is small."""
     kept.mkdir(parents=True, exist_ok=True)
     for pattern in KEPT_FILES:
         for file in output.glob(pattern):
             shutil.copy(file, kept)
-    print(f"{name}: done, kept in {kept}", flush=True)
-    return True
 
 
 def main():
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_folder", type=os.path.abspath, required=True)
+    parser.add_argument("--hubert", type=os.path.abspath)
+    parser.add_argument("--noise_folder", type=os.path.abspath)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument(
         "--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="RUN"
     )
     options = parser.parse_args()
+    if options.hubert is None and any(
+        RUNS[name][0] == HUBERT for name in options.only
+    ):
+        parser.error("runs of the HuBERT want its folder: --hubert")
     with ThreadPoolExecutor(options.jobs) as pool:
-        done = list(
-            pool.map(
-                lambda name: train(name, options.data_folder), options.only
-            )
-        )
+        done = list(pool.map(partial(train, options=options), options.only))
     return not all(done)
 
 
