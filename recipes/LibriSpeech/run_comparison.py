@@ -131,7 +131,7 @@ RUNS = {
         for seed in SEEDS
         for gate in (
             *("random_0.5", "input_conditioned", "random_0.2", "ldasr"),
-            "input_conditioned_layerwise",
+            *("input_conditioned_layerwise", "input_conditioned_dependent"),
         )
     },
     # The selector alone, in front of what random dropping has trained.

@@ -146,7 +146,11 @@ class InputConditionedGate(LayerGate):
       ((sum of sigmoid(logit) - n) / L)²,
     - ``balance_weight`` times L Σ f P / (Σ f)², with f the share of the batch
       that keeps a layer and P its mean sigmoid(logit), as in the Switch
-      Transformer (arXiv 2101.03961): it is 1 where all layers are used alike.
+      Transformer (arXiv 2101.03961): it is 1 where all layers are used alike,
+    - ``dependence_weight`` times minus the mean over layers of the mutual
+      information, in nats, of the utterance and whether the layer is kept,
+      H(P) - mean of H(p) with P the mean of p = sigmoid(logit) over the batch.
+      It is 0 where all utterances are given the same layers.
 
     Evaluation has no noise. A fractional target lets each utterance keep one of
     the two numbers beside it, drawn by its own samples. A target that was not
@@ -179,6 +183,9 @@ class InputConditionedGate(LayerGate):
         See above.
     balance_weight : float
         See above.
+    dependence_weight : float
+        See above. ``draw_targets`` must be ``batch``, as else the layers depend
+        on the target that an utterance was given.
     closing_norm : bool
         See ``LayerGate``.
     seed : int
@@ -213,6 +220,7 @@ class InputConditionedGate(LayerGate):
         temperature: float = 1.0,
         compute_weight: float = 1.0,
         balance_weight: float = 0.0,
+        dependence_weight: float = 0.0,
         closing_norm: bool = False,
         seed: int = 1234,
     ):
@@ -224,6 +232,12 @@ class InputConditionedGate(LayerGate):
             raise ValueError(
                 "summary: a GRU before every layer is no light network. Take "
                 "statistics or attention, or decide at_once."
+            )
+        if dependence_weight and draw_targets != "batch":
+            raise ValueError(
+                "dependence_weight: the layers that are kept depend on the "
+                "target that is drawn for each utterance. Set draw_targets: "
+                "batch."
             )
         if isinstance(train_targets, Mapping):
             if set(train_targets) != {"lowest", "highest"}:
@@ -251,6 +265,7 @@ class InputConditionedGate(LayerGate):
         self.temperature = temperature
         self.compute_weight = compute_weight
         self.balance_weight = balance_weight
+        self.dependence_weight = dependence_weight
         self.seen = []
         self.register_load_state_dict_pre_hook(_check_same_backbone)
 
@@ -368,6 +383,9 @@ class InputConditionedGate(LayerGate):
             uneven = (share * probabilities.mean(dim=0)).sum()
             uneven = uneven / share.sum().clamp_min(1e-3).square()
             penalty = penalty + self.balance_weight * self.num_layers * uneven
+        if self.dependence_weight:
+            told = _information(probabilities).mean()
+            penalty = penalty - self.dependence_weight * told
         return penalty
 
     def _draws(self, state):
@@ -388,6 +406,21 @@ class InputConditionedGate(LayerGate):
         self.seen.append((logits.sigmoid(), hard, counts))
         soft = (noisy / self.temperature).sigmoid()
         return hard - soft.detach() + soft
+
+
+def _information(probabilities: torch.Tensor) -> torch.Tensor:
+    """Of the utterance and whether a layer is kept, in nats, of each layer.
+
+    The mean of several processes' gradients is that of one with all utterances.
+    """
+    probabilities = probabilities.clamp(1e-6, 1 - 1e-6)
+    mean, own = _mean_over_processes(probabilities), probabilities.mean(dim=0)
+    entropy = -torch.special.xlogy(mean, mean)
+    entropy -= torch.special.xlogy(1 - mean, 1 - mean)
+    slope = ((1 - mean) / mean).log()
+    entropy = entropy + slope * (own - own.detach())
+    each = torch.distributions.Bernoulli(probabilities).entropy()
+    return entropy - each.mean(dim=0)
 
 
 def _mean_over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,9 @@ ROWS = {
         closing_norm=True,
         target_layers=2,
     ),
+    "input_conditioned dependent": lambda: selector(
+        draw_targets="batch", dependence_weight=0.5, target_layers=2
+    ),
     "input_conditioned layerwise": lambda: selector(
         decides="layer_by_layer", balance_weight=0.1, target_layers=2.5
     ),

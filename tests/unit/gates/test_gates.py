@@ -381,6 +381,27 @@ def test_a_selector_learns_which_layer_an_utterance_needs(decides):
     assert (values() == expected).float().mean() > 0.95
 
 
+def test_a_selector_is_paid_for_what_its_choice_tells_of_the_utterance():
+    def penalty(rows):
+        gate = selector(
+            draw_targets="batch", dependence_weight=0.5, compute_weight=0.0
+        )
+        gate.prepare(2, 8)
+        rows = torch.tensor(rows, requires_grad=True)
+        gate.seen = [(rows, rows.round(), torch.tensor([1, 1]))]
+        paid = gate.penalty()
+        paid.backward()
+        return paid.item(), rows.grad
+
+    nat = torch.tensor(2.0).log().item()
+    assert penalty([[1.0, 0.0], [0.0, 1.0]])[0] == pytest.approx(-nat / 2, 1e-3)
+    for alike in ([[1.0, 0.0]] * 2, [[0.5, 0.5]] * 2):
+        assert penalty(alike)[0] == pytest.approx(0, abs=1e-4)
+    # The two are driven apart.
+    _, slope = penalty([[0.6, 0.5], [0.4, 0.5]])
+    assert slope[0, 0] < 0 < slope[1, 0] and slope[:, 1].abs().max() < 1e-6
+
+
 # --- bad input --------------------------------------------------------------
 
 
@@ -393,6 +414,7 @@ def test_a_selector_learns_which_layer_an_utterance_needs(decides):
         (lambda: GreedyMasks(4.5), "target_layers: 4.5 is no number"),
         (lambda: selector(target_layers=9), "target_layers: 9 is no number"),
         (lambda: selector(train_targets=[2, 6]), "train_targets: 6 is no"),
+        (lambda: selector(dependence_weight=1), "draw_targets: batch"),
         (lambda: FixedMask([1, 0, 1]), "mask: .* 3 layers, .* has 4"),
         (lambda: FixedMask(every=5), "every: 5 must be .* from 1 to 4"),
         (lambda: FixedMask(every=0), "every: 0 must be"),
