@@ -52,6 +52,23 @@ from speechbrain_ee.overrides import resolve_overrides
 logger = get_logger(__name__)
 
 
+def leave_ddp_group() -> None:
+    """Part from the other processes, at the end of a run that went well.
+
+    SpeechBrain's ``ddp_init_group`` has no counterpart. Without one, threads
+    of gloo may still be there when Python ends, and a run that is finished is
+    then aborted (SIGABRT, github.com/pytorch/pytorch/pull/179291). A run that
+    fails leaves the group alone: others may be waiting in it, and torchrun ends
+    them.
+
+    Example
+    -------
+    >>> leave_ddp_group()  # one process: nothing to do
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def load_experiment(
     hparams_file: str | Path, overrides: str, blocks: str | Path
 ) -> dict:

@@ -36,6 +36,7 @@ from speechbrain_ee.clusters import (
 from speechbrain_ee.encoders.huggingface import HuggingFaceEncoder
 from speechbrain_ee.experiment import (
     hours_of,
+    leave_ddp_group,
     load_experiment,
     make_speech_dataset,
 )
@@ -144,3 +145,4 @@ if __name__ == "__main__":
             }
         },
     )
+    leave_ddp_group()

@@ -22,7 +22,7 @@ import speechbrain as sb
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_ee.experiment import load_experiment
+from speechbrain_ee.experiment import leave_ddp_group, load_experiment
 from speechbrain_ee.language_model import Sentences, save_lm
 from speechbrain_ee.tokenizer import train_tokenizer
 
@@ -84,3 +84,4 @@ if __name__ == "__main__":
             tokenizer.prefix_model_file + ".model",
         ],
     )
+    leave_ddp_group()

@@ -24,6 +24,7 @@ from speechbrain_ee.batches import SortedBatches
 from speechbrain_ee.experiment import (
     evaluate_downstream,
     fit_downstream_parts,
+    leave_ddp_group,
     load_experiment,
     make_label_datasets,
 )
@@ -102,3 +103,4 @@ if __name__ == "__main__":
         groups=groups,
         loader_kwargs=hparams["test_dataloader_opts"],
     )
+    leave_ddp_group()

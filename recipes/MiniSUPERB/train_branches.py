@@ -36,6 +36,7 @@ from speechbrain_ee.clusters import (
 from speechbrain_ee.experiment import (
     evaluate_branches,
     hours_of,
+    leave_ddp_group,
     load_experiment,
     make_speech_dataset,
 )
@@ -172,3 +173,4 @@ if __name__ == "__main__":
         most=hparams["measured_utterances"],
         seed=hparams["seed"],
     )
+    leave_ddp_group()

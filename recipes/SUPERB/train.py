@@ -39,6 +39,7 @@ from speechbrain_ee.batches import SortedBatches
 from speechbrain_ee.experiment import (
     evaluate_downstream,
     fit_downstream_parts,
+    leave_ddp_group,
     load_experiment,
     make_label_datasets,
     make_utterance_datasets,
@@ -235,3 +236,4 @@ if __name__ == "__main__":
         loader_kwargs=hparams["test_dataloader_opts"],
         **gates,
     )
+    leave_ddp_group()

@@ -26,6 +26,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_ee.experiment import (
     evaluate_and_export,
+    leave_ddp_group,
     load_experiment,
     make_datasets,
 )
@@ -119,3 +120,4 @@ if __name__ == "__main__":
         loader_kwargs=hparams["test_dataloader_opts"],
         **gates,
     )
+    leave_ddp_group()

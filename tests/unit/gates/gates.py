@@ -64,7 +64,7 @@ ROWS = {
         target_layers=2,
     ),
     "input_conditioned dependent": lambda: selector(
-        draw_targets="batch", dependence_weight=0.5, target_layers=2
+        draw_targets="batch", dependence_weight=0.5, target_layers=2.5
     ),
     "input_conditioned layerwise": lambda: selector(
         decides="layer_by_layer", balance_weight=0.1, target_layers=2.5
