@@ -18,11 +18,12 @@ Authors
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+
+from run_recipe import run_recipe
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "comparison"
@@ -96,7 +97,7 @@ FINE_TUNING = (
     *("--train_splits=[commands_train]", "--valid_split=commands_dev"),
     *("--test_splits=[commands_test]", "--number_of_epochs=30", "--lr=0.002"),
     *("--lr_encoder=0.0005", "--warmup_steps=200", "--total_steps=1600"),
-    *("--output_neurons=30", "--num_workers=0"),
+    "--output_neurons=30",
     "--dynamic_batch_sampler={max_batch_length: 30, num_buckets: 8}",
     "--test_dataloader_opts={batch_size: 1}",
 )
@@ -164,49 +165,6 @@ RUNS = {
 }
 
 
-def run_recipe(name, output, options, *overrides):
-    """Run train.py; what it prints goes into ``console.txt``.
-
-    Arguments
-    ---------
-    name : str
-        One of RUNS.
-    output : Path
-        Folder of results.
-    options : argparse.Namespace
-        With ``data_folder`` and ``hubert``.
-    *overrides : str
-        Beside those of the run.
-
-    Returns
-    -------
-    bool
-        Whether it is done.
-    """
-    if (output / "report.html").is_file():
-        return True
-    hparams_file, of_run = RUNS[name]
-    if hparams_file == HUBERT:
-        of_run = [*of_run, f"--source={options.hubert}"]
-    output.mkdir(parents=True, exist_ok=True)
-    with open(output / "console.txt", "a", encoding="utf-8") as console:
-        done = subprocess.run(
-            [
-                *(sys.executable, "train.py", hparams_file, *of_run),
-                f"--data_folder={options.data_folder}",
-                *(f"--output_folder={output}", "--noprogressbar", *overrides),
-            ],
-            cwd=HERE,
-            # More threads than processes slow each other down.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=console,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode:
-        print(f"{name}: failed, see {output / 'console.txt'}", flush=True)
-    return done.returncode == 0
-
-
 def train(name, options):
     """Train and evaluate one model, unless that is done.
 
@@ -223,20 +181,23 @@ def train(name, options):
         Whether it is done.
     """
     output = RESULTS / name
-    if not run_recipe(name, output, options):
+    hparams_file, overrides = RUNS[name]
+    if hparams_file == HUBERT:
+        overrides = [*overrides, f"--source={options.hubert}"]
+    command = "train.py", hparams_file, *overrides
+    command += (f"--data_folder={options.data_folder}",)
+    if not run_recipe(HERE, output, *command):
         return False
     _keep(output, KEPT / name)
-    looks = any("--gate=input_conditioned" in one for one in RUNS[name][1])
+    looks = any("--gate=input_conditioned" in one for one in overrides)
     if options.noise_folder and looks:
-        done = run_recipe(
-            *(name, output / "in_noise", options, "--test_only"),
-            f"--save_folder={output / 'save'}",
+        in_noise = (
+            *(f"--save_folder={output / 'save'}", "--test_only"),
             f"--noise_folder={options.noise_folder}",
         )
-        if not done:
+        if not run_recipe(HERE, output / "in_noise", *command, *in_noise):
             return False
         _keep(output / "in_noise", KEPT / name / "in_noise")
-    print(f"{name}: done, kept in {KEPT / name}", flush=True)
     return True
 
 

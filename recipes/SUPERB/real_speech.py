@@ -13,11 +13,8 @@ Authors
 
 import argparse
 import csv
-import os
 import random
 import shutil
-import subprocess
-import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -254,46 +251,3 @@ def make_data(makers, results, options):
             text = text.replace(str(started), str(folder))
             table.write_text(text, encoding="utf-8")
         started.rename(folder)
-
-
-def run_recipe(output, script, hparams_file, *overrides):
-    """Train and evaluate a task model, unless that is done.
-
-    Arguments
-    ---------
-    output : Path
-        Folder of the run; what it prints goes into ``console.txt`` there.
-    script : str
-        From this folder.
-    hparams_file : str
-        From this folder.
-    *overrides : str
-        Of the command line.
-
-    Returns
-    -------
-    bool
-        Whether it is done.
-    """
-    if (output / "report.md").is_file():
-        return True
-    output.mkdir(parents=True, exist_ok=True)
-    name = output.relative_to(HERE)
-    with open(output / "console.txt", "a", encoding="utf-8") as console:
-        done = subprocess.run(
-            [
-                *(sys.executable, script, hparams_file, *overrides),
-                f"--output_folder={output}",
-                *("--num_workers=0", "--noprogressbar"),
-            ],
-            cwd=HERE,
-            # More threads than processes slow each other down.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=console,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode:
-        print(f"{name}: failed, see {output / 'console.txt'}", flush=True)
-    else:
-        print(f"{name}: done", flush=True)
-    return done.returncode == 0

@@ -35,9 +35,9 @@ from real_speech import (
     make_mlsuperb_commands,
     make_speakers,
     read_options,
-    run_recipe,
     train_all,
 )
+from run_recipe import run_recipe
 
 from speechbrain_ee.analysis.noise import make_noise_report
 from speechbrain_ee.analysis.statistics import Bootstrap, rank_correlation
@@ -178,6 +178,7 @@ def train(run, options):
     data = RESULTS / "data" / task
     snrs = ["null" if x is None else x for x in LOUD.get(task, SNRS)]
     return run_recipe(
+        HERE,
         folder_of(run),
         *(script, hparams_file),
         *(one.format(data=data) for one in overrides),

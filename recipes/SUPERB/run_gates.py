@@ -27,9 +27,9 @@ from real_speech import (
     make_sounds,
     make_speakers,
     read_options,
-    run_recipe,
     train_all,
 )
+from run_recipe import run_recipe
 
 from speechbrain_ee.analysis.gates import read_gates
 from speechbrain_ee.analysis.statistics import Bootstrap
@@ -96,6 +96,7 @@ def train(run, options):
     task, part, model, seed = run
     data = RESULTS / "data" / task
     return run_recipe(
+        HERE,
         folder_of(run),
         *("train.py", "hparams/classification.yaml"),
         *(one.format(data=data, part=part) for one in TASKS[task][2]),

@@ -26,9 +26,9 @@ from real_speech import (
     make_mlsuperb_commands,
     make_speakers,
     read_options,
-    run_recipe,
     train_all,
 )
+from run_recipe import run_recipe
 
 from speechbrain_ee.analysis.statistics import Bootstrap
 
@@ -118,6 +118,7 @@ def train(run, options):
     source = f"{{source: {options.hubert}}}"
     block = BASELINE if interface == MATCHED else interface
     return run_recipe(
+        HERE,
         folder_of(*run),
         *(script, hparams_file),
         *(one.format(data=data, noise=options.noise) for one in overrides),

@@ -440,7 +440,7 @@ class EarlyExitCTC(EncoderBrain):
         """
         self.on_evaluate_start(min_key=self.select_by)
         self.modules.eval()
-        loader = self.load(dataset, sb.Stage.TEST, loader_kwargs)
+        loader = self.make_loader(dataset, sb.Stage.TEST, loader_kwargs)
         costs = ExitCosts(self.encoder, self.exits)
         groups = self._present(groups, dataset)
         keys = ["id", "wrd", "duration", *groups.values()]
@@ -524,7 +524,7 @@ class EarlyExitCTC(EncoderBrain):
         """Of the CTC head of the last exit, by what is most probable."""
         self.modules.eval()
         stats, last = self.error_rate_computer(), self.exit_layers[-1]
-        loader = self.load(dataset, sb.Stage.TEST, loader_kwargs)
+        loader = self.make_loader(dataset, sb.Stage.TEST, loader_kwargs)
         for seen, batch in enumerate(loader):
             if self.debug and seen == self.debug_batches:
                 break

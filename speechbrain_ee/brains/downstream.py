@@ -357,7 +357,7 @@ class DownstreamBrain(EncoderBrain):
         interface = self.unwrapped["interface"]
         if not interface.needs_fit:
             return
-        loader = self.load(dataset, sb.Stage.VALID, loader_kwargs)
+        loader = self.make_loader(dataset, sb.Stage.VALID, loader_kwargs)
         interface.fit(self.states(batch.to(self.device)) for batch in loader)
 
     def fit_exits(
@@ -436,7 +436,8 @@ class DownstreamBrain(EncoderBrain):
             scores = list(told.values())
         layers = self.branches.exit_layers if layers is None else layers
         self.modules.eval()
-        tables, loader = [], self.load(dataset, sb.Stage.TEST, loader_kwargs)
+        tables = []
+        loader = self.make_loader(dataset, sb.Stage.TEST, loader_kwargs)
         for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
             with torch.no_grad(), self.evaluation_ctx:
                 states, frames = self.states(batch.to(self.device), layers[-1])
@@ -786,7 +787,7 @@ class DownstreamBrain(EncoderBrain):
         """
         self.modules.eval()
         self.departures = {}
-        loader = self.load(dataset, sb.Stage.TEST, loader_kwargs)
+        loader = self.make_loader(dataset, sb.Stage.TEST, loader_kwargs)
         for batch in tqdm(loader, desc=name, disable=self.noprogressbar):
             with torch.no_grad(), self.evaluation_ctx:
                 predictions = self.compute_forward(batch, sb.Stage.TEST)

@@ -104,7 +104,7 @@ class EncoderBrain(RecipeBrain):
         if should_step and self.encoder_lr_annealing is not None:
             self.encoder_lr_annealing(self.encoder_optimizer)
 
-    def load(
+    def make_loader(
         self,
         dataset: DynamicItemDataset,
         stage: sb.Stage,

@@ -414,13 +414,12 @@ def _information(probabilities: torch.Tensor) -> torch.Tensor:
     The mean of several processes' gradients is that of one with all utterances.
     """
     probabilities = probabilities.clamp(1e-6, 1 - 1e-6)
+    bernoulli = torch.distributions.Bernoulli
     mean, own = _mean_over_processes(probabilities), probabilities.mean(dim=0)
-    entropy = -torch.special.xlogy(mean, mean)
-    entropy -= torch.special.xlogy(1 - mean, 1 - mean)
-    slope = ((1 - mean) / mean).log()
-    entropy = entropy + slope * (own - own.detach())
-    each = torch.distributions.Bernoulli(probabilities).entropy()
-    return entropy - each.mean(dim=0)
+    # The gradient of the first entropy, which all processes have a part in.
+    slope = -mean.logit() * (own - own.detach())
+    each = bernoulli(probabilities).entropy().mean(dim=0)
+    return bernoulli(mean).entropy() + slope - each
 
 
 def _mean_over_processes(values: torch.Tensor) -> torch.Tensor:

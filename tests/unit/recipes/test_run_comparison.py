@@ -40,13 +40,16 @@ def test_what_is_done_is_kept_and_not_trained_again(folders):
     folder, asked = folders
     run = folder / "RESULTS" / "single_2_layers_seed1234"
     run.mkdir(parents=True)
-    (run / "report.html").touch()
+    (run / "report.md").touch()
     (run / "traces_test.csv").write_text("id\n")
     options = argparse.Namespace(**DATA, noise_folder="noise")
     assert SCRIPT["train"]("single_2_layers_seed1234", options)
     assert not asked
     kept = folder / "KEPT" / "single_2_layers_seed1234"
-    assert [file.name for file in kept.iterdir()] == ["traces_test.csv"]
+    assert sorted(file.name for file in kept.iterdir()) == [
+        "report.md",
+        "traces_test.csv",
+    ]
 
 
 @pytest.mark.parametrize("noise", [None, "noise"])

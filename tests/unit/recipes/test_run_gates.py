@@ -27,7 +27,7 @@ def errors_of(model, gate, target, wrong, masks=("110",)):
 
 @pytest.fixture
 def errors():
-    """A gate that is always right at 4 layers, and an exit half wrong."""
+    """A gate that is always right at 2 layers, and an exit half wrong."""
     half = np.arange(30) % 2
     return pd.concat(
         [

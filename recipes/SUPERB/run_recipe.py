@@ -1,0 +1,1 @@
+../LibriSpeech/run_recipe.py
