@@ -28,6 +28,7 @@ from run_recipe import run_recipe
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "comparison"
 KEPT = HERE.parents[1] / "docs" / "results" / "small"
+GATES = ("gates_*.csv",)
 KEPT_FILES = (
     "traces_*.csv",
     "curve_*.csv",
@@ -35,7 +36,7 @@ KEPT_FILES = (
     "curve_*.png",
     "exits_*.png",
     "scores_*.png",
-    "gates_*.csv",
+    *GATES,
     "masks_*.csv",
     "report.md",
     "train_log.txt",
@@ -197,14 +198,14 @@ def train(name, options):
         )
         if not run_recipe(HERE, output / "in_noise", *command, *in_noise):
             return False
-        _keep(output / "in_noise", KEPT / name / "in_noise")
+        _keep(output / "in_noise", KEPT / name / "in_noise", GATES)
     return True
 
 
-def _keep(output, kept):
+def _keep(output, kept, patterns=KEPT_FILES):
     """Copy what is small."""
     kept.mkdir(parents=True, exist_ok=True)
-    for pattern in KEPT_FILES:
+    for pattern in patterns:
         for file in output.glob(pattern):
             shutil.copy(file, kept)
 

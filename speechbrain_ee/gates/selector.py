@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from speechbrain.processing.features import mean_std_update
 from speechbrain.utils.logger import get_logger
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -114,12 +115,55 @@ class AttentionPooling(torch.nn.Module):
         return (weights.softmax(dim=1) * hidden).sum(dim=1)
 
 
+class Standardisation(torch.nn.Module):
+    """Makes features of utterances comparable: mean 0 and deviation 1 of each.
+
+    Mean and deviation run with the training and are those of all processes.
+    Within an utterance, what all have in common is far larger than what tells
+    them apart: a LayerNorm would leave it so.
+
+    Arguments
+    ---------
+    size : int
+        Features.
+    window : int
+        Utterances that are remembered, as the state that is read is trained.
+
+    Example
+    -------
+    >>> norm = Standardisation(2)
+    >>> norm(torch.tensor([[10.0, -0.1], [12.0, 0.1]]))
+    tensor([[-1., -1.],
+            [ 1.,  1.]])
+    """
+
+    def __init__(self, size: int, window: int = 2000):
+        super().__init__()
+        self.window = window
+        self.register_buffer("count", torch.tensor(0.0))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+
+    def forward(self, features):
+        """Of shape (batch, size), before and after."""
+        if self.training:
+            count = self.count.clamp(max=self.window).item()
+            running = mean_std_update(
+                *(features.detach(), None, 0, count, self.mean, self.std)
+            )
+            for kept, new in zip((self.count, self.mean, self.std), running):
+                kept.copy_(torch.as_tensor(new))
+        return (features - self.mean) / self.std.clamp_min(1e-5)
+
+
 SUMMARIES = {
     "statistics": Statistics,
     "recurrent": Recurrent,
     "attention": AttentionPooling,
 }
 ESTIMATORS = ("straight_through", "gumbel")
+_FAR = 15.0  # a sigmoid is 0 or 1 there, but for 3e-7
+_HALVINGS = 40
 _STREAM = 1  # of training draws, beside those of evaluation
 
 
@@ -128,8 +172,9 @@ class InputConditionedGate(LayerGate):
 
     Our reading of arXiv 2507.07954, see the head of this module. A summary of
     the state over real frames goes through one hidden layer to a logit for each
-    layer; the number of layers wanted, n, adds a learned vector to the hidden
-    layer and one to the logits, which starts at ln n / (L - n).
+    layer. Each of its features is standardised over the utterances of training.
+    The number of layers wanted, n, adds a learned vector to the hidden layer
+    and one to the logits, which starts at ln n / (L - n).
 
     ``decides: at_once``: the state at layer 0 is read, and the n layers with
     the highest logits run. ``layer_by_layer``: before each layer the running
@@ -138,19 +183,26 @@ class InputConditionedGate(LayerGate):
 
     In training every layer runs, and its output f(h) is mixed as
     h + g (f(h) - h), with g = 1 for chosen layers and 0 for others, and the
-    gradient of sigmoid(logit / temperature). ``gumbel`` adds logistic noise to
-    the logits (the difference of two Gumbel variables), so that other layers
-    are tried. n is drawn from ``train_targets``. The losses are:
+    gradient of sigmoid(logit / temperature). Where it decides at once, these
+    logits are shifted for each utterance until the sigmoids sum to n: layers
+    compete, and the slope is greatest where the choice is made. ``gumbel`` adds
+    logistic noise to the logits (the difference of two Gumbel variables), so
+    that other layers are tried. n is drawn from ``train_targets``. With p the
+    sigmoid(logit) so shifted, the losses are:
 
-    - ``compute_weight`` times the mean over utterances of
-      ((sum of sigmoid(logit) - n) / L)²,
+    - ``compute_weight`` times the mean over utterances of ((sum of p - n) / L)²
+      where it decides layer by layer; at once exactly n are chosen,
+    - ``logit_weight`` times the mean squared logit, much as the z-loss of
+      ST-MoE (arXiv 2202.08906). Without it they grow until noise changes
+      nothing and sigmoids have no slope, and what was chosen early stays
+      chosen for all,
     - ``balance_weight`` times L Σ f P / (Σ f)², with f the share of the batch
-      that keeps a layer and P its mean sigmoid(logit), as in the Switch
-      Transformer (arXiv 2101.03961): it is 1 where all layers are used alike,
+      that keeps a layer and P its mean p, as in the Switch Transformer (arXiv
+      2101.03961): it is 1 where all layers are used alike,
     - ``dependence_weight`` times minus the mean over layers of the mutual
       information, in nats, of the utterance and whether the layer is kept,
-      H(P) - mean of H(p) with P the mean of p = sigmoid(logit) over the batch.
-      It is 0 where all utterances are given the same layers.
+      H(P) - mean of H(p) with P the mean of p over the batch. It is 0 where all
+      utterances are given the same layers.
 
     Evaluation has no noise. A fractional target lets each utterance keep one of
     the two numbers beside it, drawn by its own samples. A target that was not
@@ -180,6 +232,8 @@ class InputConditionedGate(LayerGate):
     temperature : float
         Of the gradient.
     compute_weight : float
+        See above.
+    logit_weight : float
         See above.
     balance_weight : float
         See above.
@@ -219,6 +273,7 @@ class InputConditionedGate(LayerGate):
         hidden_size: int = 32,
         temperature: float = 1.0,
         compute_weight: float = 1.0,
+        logit_weight: float = 0.01,
         balance_weight: float = 0.0,
         dependence_weight: float = 0.0,
         closing_norm: bool = False,
@@ -264,6 +319,7 @@ class InputConditionedGate(LayerGate):
         self.hidden_size = hidden_size
         self.temperature = temperature
         self.compute_weight = compute_weight
+        self.logit_weight = logit_weight
         self.balance_weight = balance_weight
         self.dependence_weight = dependence_weight
         self.seen = []
@@ -279,7 +335,10 @@ class InputConditionedGate(LayerGate):
         for target in self.trained:
             check_count("train_targets", target, layers)
         self.summary = SUMMARIES[self.summary_kind](self.width, size)
-        self.norm = torch.nn.LayerNorm(self.summary.output_size)
+        self.norms = torch.nn.ModuleList(
+            Standardisation(self.summary.output_size)
+            for _ in range(layers if self.layerwise else 1)
+        )
         self.reads = torch.nn.Linear(self.summary.output_size, size)
         self.wants = torch.nn.Embedding(layers + 1, size)
         self.answers = torch.nn.Linear(size, layers)
@@ -345,7 +404,8 @@ class InputConditionedGate(LayerGate):
         # In half precision, logits would often be equal.
         with torch.autocast(state.hidden.device.type, enabled=False):
             summary = self.summary(state.hidden.float(), state.frames)
-            hidden = self.reads(self.norm(summary)) + self.wants(counts)
+            norm = self.norms[state.layer if self.layerwise else 0]
+            hidden = self.reads(norm(summary)) + self.wants(counts)
             return self.answers(hidden.relu()) + self.prior(counts)
 
     def counts(self, state):
@@ -369,15 +429,17 @@ class InputConditionedGate(LayerGate):
         """See ``LayerGate.penalty``."""
         if not self.seen:
             return None
-        counts = self.seen[0][2]
-        probabilities, kept = (
+        counts = self.seen[0][-1]
+        logits, probabilities, kept = (
             torch.cat([one[part] for one in self.seen], dim=1)
-            for part in (0, 1)
+            for part in range(3)
         )
         self.seen = []
-        excess = probabilities.sum(dim=1) - counts.to(probabilities.device)
-        compute = (excess / self.num_layers).square().mean()
-        penalty = self.compute_weight * compute
+        penalty = self.logit_weight * logits.square().mean()
+        if self.layerwise:
+            excess = probabilities.sum(dim=1) - counts.to(probabilities.device)
+            compute = (excess / self.num_layers).square().mean()
+            penalty = penalty + self.compute_weight * compute
         if self.balance_weight:
             share = _mean_over_processes(kept)
             uneven = (share * probabilities.mean(dim=0)).sum()
@@ -394,18 +456,62 @@ class InputConditionedGate(LayerGate):
 
     def _values(self, state, logits, counts, layers):
         """Zeros and ones; in training with the gradient of a sigmoid."""
+        if not self.training:
+            return self._choose(logits, counts)
         noisy = logits
-        if self.training and self.estimator == "gumbel":
+        if self.estimator == "gumbel":
             drawn = self._draws(state)[:, :-2][:, layers]
             noise = drawn.logit(eps=1e-6)
             noisy = logits + noise.to(logits.device, torch.float32)
-        hard = noisy > 0 if self.layerwise else keep_top(noisy, counts)
-        hard = hard.float()
-        if not self.training:
-            return hard
-        self.seen.append((logits.sigmoid(), hard, counts))
-        soft = (noisy / self.temperature).sigmoid()
+        hard = self._choose(noisy, counts)
+        scaled = noisy / self.temperature
+        shifted = logits
+        if not self.layerwise:
+            shifted, scaled = (shift_to(x, counts) for x in (logits, scaled))
+        self.seen.append((logits, shifted.sigmoid(), hard, counts))
+        soft = scaled.sigmoid()
         return hard - soft.detach() + soft
+
+    def _choose(self, logits, counts):
+        chosen = logits > 0 if self.layerwise else keep_top(logits, counts)
+        return chosen.float()
+
+
+def shift_to(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Shift the logits of each utterance until their sigmoids sum to a count.
+
+    Arguments
+    ---------
+    logits : torch.Tensor
+        Of shape (batch, layers).
+    counts : torch.Tensor
+        From 0 to the number of layers, int64 of shape (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape (batch, layers). Its gradient knows that the sum stays.
+
+    Example
+    -------
+    >>> shifted = shift_to(torch.tensor([[3.0, 4.0, 5.0]]), torch.tensor([1]))
+    >>> shifted.sigmoid().sum(dim=1)
+    tensor([1.0000])
+    """
+    counts = counts.to(logits)[:, None]
+    with torch.no_grad():
+        low = logits.amin(dim=1, keepdim=True) - _FAR
+        high = logits.amax(dim=1, keepdim=True) + _FAR
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            over = (logits - middle).sigmoid().sum(dim=1, keepdim=True) > counts
+            low, high = low.where(~over, middle), high.where(over, middle)
+        at = (low + high) / 2
+    shares = (logits - at).sigmoid()
+    slope = (shares * (1 - shares)).sum(dim=1, keepdim=True).detach()
+    moved = shares.sum(dim=1, keepdim=True)
+    moved = (moved - moved.detach()) / slope.clamp_min(1e-6)
+    return logits - at - moved
 
 
 def _information(probabilities: torch.Tensor) -> torch.Tensor:

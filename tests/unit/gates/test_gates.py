@@ -15,6 +15,7 @@ from speechbrain_ee.gates import (
     InputConditionedGate,
     RandomN,
 )
+from speechbrain_ee.gates.selector import shift_to
 from tests.unit.encoders.backbones import BACKBONES, NUM_LAYERS, build
 from tests.unit.gates.gates import LEARNED, ROWS, SERVING, selector
 
@@ -219,6 +220,7 @@ def test_training_mixes_what_evaluation_would_choose(row, wavs):
         gate.set_target(2)
     skipped = walk(encoder, *padded(wavs))
     gate.train()  # the backbone stays without dropout
+    gate.norms.eval()  # and what features are set against
     mixed = walk(encoder, *padded(wavs))
     assert mixed.ran.all()
     for place, frames in enumerate(mixed.frames):
@@ -331,17 +333,37 @@ def test_a_frozen_backbone_trains_the_gate_alone(wavs):
     assert all(p.grad is not None for p in gate.parameters())
 
 
-def test_losses_of_the_selector():
-    gate = selector(balance_weight=0.5, compute_weight=2.0)
+@pytest.mark.parametrize("decides", ["at_once", "layer_by_layer"])
+def test_losses_of_the_selector(decides):
+    weights = {"balance": 0.5, "compute": 2.0, "logit": 0.1}
+    weights = {f"{name}_weight": weight for name, weight in weights.items()}
+    gate = selector(decides=decides, **weights)
     gate.prepare(4, 8)
     probabilities = torch.tensor([[0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 0.0]])
     kept = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
-    gate.seen = [(probabilities, kept, torch.tensor([2, 4]))]
-    compute = (0 + (1 / 4) ** 2) / 2
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0], [1.0, 0.0, -2.0, 1.0]])
+    gate.seen = [(logits, probabilities, kept, torch.tensor([2, 4]))]
+    # At once, the count is exact and costs nothing.
+    compute = (0 + (1 / 4) ** 2) / 2 if gate.layerwise else 0
     share, mean = kept.mean(dim=0), probabilities.mean(dim=0)
     uneven = 4 * (share * mean).sum() / share.sum() ** 2
-    assert torch.isclose(gate.penalty(), 2 * compute + 0.5 * uneven)
+    expected = 2 * compute + 0.5 * uneven + 0.1 * 12 / 8
+    assert torch.isclose(gate.penalty(), expected)
     assert gate.penalty() is None  # given once
+
+
+def test_layers_compete_where_the_choice_is_made():
+    torch.manual_seed(0)
+    logits = (8 * torch.rand(5, 6)).requires_grad_()
+    counts = torch.tensor([0, 1, 3, 5, 6])
+    kept = shift_to(logits, counts).sigmoid()
+    assert torch.allclose(kept.sum(dim=1), counts.float(), atol=1e-4)
+    assert torch.equal(*(x[1:-1].argsort(dim=1) for x in (kept, logits)))
+    # What one layer gains, the others lose.
+    kept[:, 0].sum().backward()
+    slope = logits.grad[1:-1]
+    assert slope[:, 0].min() >= 0 and slope[:, 1:].max() <= 0
+    assert slope.sum(dim=1).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("decides", ["at_once", "layer_by_layer"])
@@ -383,12 +405,10 @@ def test_a_selector_learns_which_layer_an_utterance_needs(decides):
 
 def test_a_selector_is_paid_for_what_its_choice_tells_of_the_utterance():
     def penalty(rows):
-        gate = selector(
-            draw_targets="batch", dependence_weight=0.5, compute_weight=0.0
-        )
+        gate = selector(draw_targets="batch", dependence_weight=0.5)
         gate.prepare(2, 8)
         rows = torch.tensor(rows, requires_grad=True)
-        gate.seen = [(rows, rows.round(), torch.tensor([1, 1]))]
+        gate.seen = [(0 * rows, rows, rows.round(), torch.tensor([1, 1]))]
         paid = gate.penalty()
         paid.backward()
         return paid.item(), rows.grad
