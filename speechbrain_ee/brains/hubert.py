@@ -15,7 +15,7 @@ import speechbrain as sb
 import torch
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
-from transformers import Wav2Vec2FeatureExtractor
+from transformers import HubertConfig, Wav2Vec2FeatureExtractor
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
 from speechbrain_ee.brains.base import RecipeBrain
@@ -267,7 +267,9 @@ def save_hubert(
 ) -> None:
     """Write a pre-trained model in Hugging Face format.
 
-    ``transformers.HubertModel`` and ``HuggingFaceEncoder`` load the folder.
+    ``transformers.HubertModel`` and ``HuggingFaceEncoder`` load the folder. Its
+    ``mask_time_prob`` is that of published models, for fine-tuning: the share
+    that is masked in pre-training would hide most of the speech there.
 
     Arguments
     ---------
@@ -287,6 +289,9 @@ def save_hubert(
     folder.mkdir(parents=True, exist_ok=True)
     encoder, head = model.encoder, model.head
     encoder.model.save_pretrained(folder)
+    config = HubertConfig.from_pretrained(folder)
+    config.mask_time_prob = HubertConfig().mask_time_prob
+    config.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(
         do_normalize=encoder.normalize_wav, return_attention_mask=False
     ).save_pretrained(folder)

@@ -167,6 +167,9 @@ def test_the_saved_folder_is_loaded_by_transformers_and_by_the_encoder(
         tmp_path, output_loading_info=True
     )
     assert not report["missing_keys"] and not report["unexpected_keys"]
+    # For fine-tuning; pre-training goes on with its own.
+    shares = [x.config.mask_time_prob for x in (stock, model.encoder.model)]
+    assert shares == [0.05, QUIET["mask_time_prob"]]
     encoder = HuggingFaceEncoder(str(tmp_path), freeze=True)
     assert encoder.normalize_wav
     wav = batch.sig.data[:1]
