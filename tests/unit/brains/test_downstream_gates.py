@@ -120,7 +120,7 @@ def test_a_gate_learns_through_a_frozen_upstream(data, tmp_path):
 
 
 def test_the_penalty_counts_in_training_only(data):
-    gate = InputConditionedGate(compute_weight=1000.0)
+    gate = InputConditionedGate(logit_weight=1000.0)
     brain = make_brain(data, gate=gate)
     batch = batch_of(data)
     losses = {}

@@ -107,15 +107,15 @@ def test_the_penalty_counts_in_training_only():
         brain.compute_forward(batch(), sb.Stage.TRAIN)
         penalty = brain.encoder.gate.penalty()
         whole = loss_of(brain)
-        brain.encoder.gate.compute_weight = 0.0
+        brain.encoder.gate.logit_weight = 0.0
         task = loss_of(brain)
     assert penalty > 0
     assert torch.allclose(whole - task, penalty, atol=1e-4)
     brain.modules.eval()
     brain.on_stage_start(sb.Stage.VALID)
-    brain.encoder.gate.compute_weight = 9.0
+    brain.encoder.gate.logit_weight = 9.0
     first = loss_of(brain, sb.Stage.VALID)
-    brain.encoder.gate.compute_weight = 0.0
+    brain.encoder.gate.logit_weight = 0.0
     assert torch.equal(first, loss_of(brain, sb.Stage.VALID))
 
 
