@@ -119,6 +119,17 @@ RUNS = {
         CTC,
         [*single(12, 1234), "--lr=0.001"],
     ),
+    # Nor do eight: with inner exits, and judged at the last one, they can.
+    **{
+        f"early_exit_{layers}_layers_seed1234": (
+            CTC,
+            [
+                *(f"--num_layers={layers}", "--seed=1234"),
+                f"--exit_layers={[*range(2, layers + 1, 2)]}",
+            ],
+        )
+        for layers in (8, 10)
+    },
     "early_exit_read_speech": (
         CTC,
         ["--train_splits=[train]", "--valid_split=dev", "--test_splits=[test]"],
