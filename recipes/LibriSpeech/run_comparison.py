@@ -28,7 +28,6 @@ from run_recipe import run_recipe
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "comparison"
 KEPT = HERE.parents[1] / "docs" / "results" / "small"
-GATES = ("gates_*.csv",)
 KEPT_FILES = (
     "traces_*.csv",
     "curve_*.csv",
@@ -36,7 +35,7 @@ KEPT_FILES = (
     "curve_*.png",
     "exits_*.png",
     "scores_*.png",
-    *GATES,
+    "gates_*.csv",
     "masks_*.csv",
     "report.md",
     "train_log.txt",
@@ -209,7 +208,7 @@ def train(name, options):
         )
         if not run_recipe(HERE, output / "in_noise", *command, *in_noise):
             return False
-        _keep(output / "in_noise", KEPT / name / "in_noise", GATES)
+        _keep(output / "in_noise", KEPT / name / "in_noise", ["gates_*.csv"])
     return True
 
 

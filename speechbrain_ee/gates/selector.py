@@ -172,7 +172,8 @@ class InputConditionedGate(LayerGate):
 
     Our reading of arXiv 2507.07954, see the head of this module. A summary of
     the state over real frames goes through one hidden layer to a logit for each
-    layer. Each of its features is standardised over the utterances of training.
+    layer. Each feature of the summary is standardised over utterances of the
+    training.
     The number of layers wanted, n, adds a learned vector to the hidden layer
     and one to the logits, which starts at ln n / (L - n).
 
@@ -193,9 +194,8 @@ class InputConditionedGate(LayerGate):
     - ``compute_weight`` times the mean over utterances of ((sum of p - n) / L)²
       where it decides layer by layer; at once exactly n are chosen,
     - ``logit_weight`` times the mean squared logit, much as the z-loss of
-      ST-MoE (arXiv 2202.08906). Without it they grow until noise changes
-      nothing and sigmoids have no slope, and what was chosen early stays
-      chosen for all,
+      ST-MoE (arXiv 2202.08906). Without it they grew to 25 in our runs, where
+      noise changes nothing and sigmoids have no slope,
     - ``balance_weight`` times L Σ f P / (Σ f)², with f the share of the batch
       that keeps a layer and P its mean p, as in the Switch Transformer (arXiv
       2101.03961): it is 1 where all layers are used alike,
@@ -464,17 +464,18 @@ class InputConditionedGate(LayerGate):
             noise = drawn.logit(eps=1e-6)
             noisy = logits + noise.to(logits.device, torch.float32)
         hard = self._choose(noisy, counts)
-        scaled = noisy / self.temperature
-        shifted = logits
-        if not self.layerwise:
-            shifted, scaled = (shift_to(x, counts) for x in (logits, scaled))
-        self.seen.append((logits, shifted.sigmoid(), hard, counts))
-        soft = scaled.sigmoid()
+        probabilities = self._soften(logits, counts)
+        self.seen.append((logits, probabilities, hard, counts))
+        soft = self._soften(noisy / self.temperature, counts)
         return hard - soft.detach() + soft
 
     def _choose(self, logits, counts):
         chosen = logits > 0 if self.layerwise else keep_top(logits, counts)
         return chosen.float()
+
+    def _soften(self, logits, counts):
+        shifted = logits if self.layerwise else shift_to(logits, counts)
+        return shifted.sigmoid()
 
 
 def shift_to(logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
