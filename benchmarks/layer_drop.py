@@ -33,7 +33,8 @@ from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain_ee.costs import ExitCosts
 from speechbrain_ee.encoders import SpeechBrainEncoder
 from speechbrain_ee.exits import NeverLeave
-from speechbrain_ee.gates import InputConditionedGate, RandomN
+from speechbrain_ee.gates import InputConditionedGate
+from speechbrain_ee.gates.base import keep_top
 from speechbrain_ee.heads import CTCHeads
 from speechbrain_ee.runtime import EarlyExitLoop
 
@@ -78,23 +79,16 @@ class DrawnSelector(InputConditionedGate):
     def build(self):
         """See ``LayerGate.build``."""
         super().build()
-        self.drawn = RandomN().eval()
-        self.drawn.prepare(self.num_layers, self.width)
         self.choices = {}
-
-    @property
-    def keyed(self):
-        """See ``LayerGate.keyed``."""
-        return True
 
     def plan(self, state):
         """See ``LayerGate.plan``."""
         super().plan(state)
-        batch = self.target_layers, *state.keys.tolist()
-        if batch not in self.choices:  # in the run that warms up
-            self.drawn.set_target(self.target_layers)
-            self.choices[batch] = self.drawn.plan(state)
-        return self.choices[batch]
+        if self.target_layers not in self.choices:  # in the run that warms up
+            scores = torch.rand(len(state), self.num_layers)
+            drawn = keep_top(scores, self.counts(state)).float()
+            self.choices[self.target_layers] = drawn
+        return self.choices[self.target_layers]
 
 
 def measure(model: Model, wavs, wav_lens, targets, repeats) -> dict:
