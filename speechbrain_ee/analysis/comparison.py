@@ -37,9 +37,9 @@ def compare_runs(
 ) -> Path:
     """Draw runs against depth, MACs and seconds, and table their exits.
 
-    Runs with several exits are curves, those with one are points. What gates
-    did on the set (``gates_<set>.csv``) are curves too, over the layers that
-    ran.
+    Runs with several exits are curves, those with one are points. Of a run
+    whose gates were evaluated on the set (``gates_<set>.csv``), these are drawn
+    and its exits are not.
 
     Arguments
     ---------
@@ -80,9 +80,10 @@ def compare_runs(
         [_exits_of(name, one) for name, one in traces.items()],
         ignore_index=True,
     )
-    points = table[~table["run"].isin(list(curves))]
     gates = _gates(runs, names, set_name, traces)
-    figure = draw_runs(curves, points, score, set_name, gates)
+    points = table[~table["run"].isin([*curves, *gates])]
+    drawn = {name: curves[name] for name in curves if name not in gates}
+    figure = draw_runs(drawn, points, score, set_name, gates)
     folder.mkdir(parents=True, exist_ok=True)
     utterances = len(traces[names[0]])
     section = Section(
@@ -94,7 +95,7 @@ def compare_runs(
         "stars: the oracle; squares: models with a single exit."
     )
     if gates:
-        caption += " Dashed: layers chosen by a gate, over those that ran."
+        caption += " Dashed: layers chosen by a gate, and the last exit."
     section.parts.append(save_picture(folder, "comparison", figure, caption))
     section.parts.append(Part("Every exit of every run", table=_tell(table)))
     if gates:
@@ -104,8 +105,9 @@ def compare_runs(
                 "WER of the last exit; how many different masks there were.",
                 gate_rows(
                     pd.concat(
-                        curve.assign(selector=label)
-                        for label, curve in gates.items()
+                        curve.assign(selector=f"{name}: {gate}")
+                        for name, own in gates.items()
+                        for gate, curve in own.items()
                     )
                 ),
             )
@@ -173,8 +175,8 @@ def run_names(runs: Sequence[str | Path]) -> list[str]:
     )
 
 
-def _gates(runs, names, set_name, traces) -> dict[str, pd.DataFrame]:
-    """Curves of the gates of all runs, by run and gate."""
+def _gates(runs, names, set_name, traces) -> dict[str, dict]:
+    """Curves of the gates of all runs that have some, by run and gate."""
     curves = {}
     for run, name in zip(runs, names, strict=True):
         table = read_gates(run, set_name)
@@ -185,8 +187,10 @@ def _gates(runs, names, set_name, traces) -> dict[str, pd.DataFrame]:
                 f"{run}: gates_{set_name}.csv and traces_{set_name}.csv are of "
                 "other utterances: evaluate the run again."
             )
-        for gate, curve in gate_curve(table).groupby("selector", sort=False):
-            curves[f"{name}: {gate}"] = curve.sort_values("mean_layers_run")
+        curves[name] = {
+            gate: curve.sort_values("mean_layers_run")
+            for gate, curve in gate_curve(table).groupby("selector", sort=False)
+        }
     return curves
 
 

@@ -7,13 +7,15 @@ Authors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's colours, which the colour-blind can tell apart. They are taken
+# over and over, so that no curve is left out.
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -26,11 +28,14 @@ COLOURS = (
 GREY = "#8A8A8A"
 AXES = {
     "mean_exit_layer": "mean exit layer",
+    "mean_layers_run": "mean number of layers that ran",
     "macs": "GMACs per utterance",
     "seconds": "seconds for the set",
 }
 _SCALES = {"macs": 1e-9}
 _CONTROLS = ("fixed", "random", "oracle", "patience")
+_COMPARED = ("mean_layers_run", "macs", "seconds")
+_MARKERS = "ovDP^X<>"
 
 
 def draw_curves(
@@ -130,7 +135,7 @@ def draw_scores(tables: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
     ).flatten()
     highest = pd.concat([table["high"] for table in tables.values()])
     for place, (colour, (name, table)) in enumerate(
-        zip(_cycle(), tables.items())
+        zip(cycle(COLOURS), tables.items())
     ):
         axes = panels[place]
         depth = table["mean_exit_layer"]
@@ -155,16 +160,16 @@ def draw_runs(
     points: pd.DataFrame,
     score: str,
     title: str = "",
-    gates: Mapping[str, pd.DataFrame] | None = None,
+    gates: Mapping[str, Mapping[str, pd.DataFrame]] | None = None,
 ) -> Figure:
-    """Several runs on one picture: against depth, MACs and seconds.
+    """Several runs on one picture: against layers that ran, MACs and seconds.
 
     Arguments
     ---------
     curves : mapping
         Name of a run with early exits to its curve.
     points : pandas.DataFrame
-        Models with a single exit: the columns run, mean_exit_layer, macs,
+        Models with a single exit: the columns run, mean_layers_run, macs,
         seconds, error_rate, low, high.
     score : str
         Whose thresholds are drawn; the oracle bounds and the random selector
@@ -172,8 +177,7 @@ def draw_runs(
     title : str
         Above the picture.
     gates : mapping, optional
-        Name of a gate to its curve, as from ``gate_curve``: drawn over the
-        layers that ran.
+        Name of a run to its gates, each with its curve, as from ``gate_curve``.
 
     Returns
     -------
@@ -181,7 +185,7 @@ def draw_runs(
 
     Example
     -------
-    >>> columns = ["selector", "mean_exit_layer", "macs", "seconds"]
+    >>> columns = ["selector", "mean_layers_run", "macs", "seconds"]
     >>> columns += ["error_rate"]
     >>> rows = [("entropy", 2.0, 1e9, 1.0, 20.0), ("entropy", 6.0, 3e9, 3.0, 9)]
     >>> curve = pd.DataFrame(rows, columns=columns)
@@ -190,14 +194,17 @@ def draw_runs(
     3
     """
     figure = Figure(figsize=(13, 4.8), layout="constrained")
-    panels = figure.subplots(1, len(AXES), sharey=True)
+    panels = figure.subplots(1, len(_COMPARED), sharey=True)
     gates = gates or {}
-    drawn = [*curves.values(), *gates.values()]
+    drawn = [*curves.values()]
+    drawn += [curve for run in gates.values() for curve in run.values()]
     rates = [curve["error_rate"] for curve in drawn]
     rates = pd.concat([*rates, points["error_rate"].astype(float)])
-    for axes, column in zip(panels, AXES, strict=True):
+    runs = dict.fromkeys([*curves, *gates, *points["run"]])
+    colours = dict(zip(runs, cycle(COLOURS)))
+    for axes, column in zip(panels, _COMPARED, strict=True):
         scale = _SCALES.get(column, 1)
-        for colour, (name, curve) in zip(_cycle(), curves.items()):
+        for name, curve in curves.items():
             for selector, style in (
                 (score, {"linewidth": 2, "label": f"{name}: {score}"}),
                 ("random", {"linestyle": ":", "label": f"{name}: random"}),
@@ -207,35 +214,30 @@ def draw_runs(
                 axes.plot(
                     part[column] * scale,
                     part["error_rate"],
-                    color=colour,
+                    color=colours[name],
                     **style,
                 )
-        for colour, (_, point) in zip(
-            _cycle(start=len(curves)), points.iterrows()
-        ):
+        for _, point in points.iterrows():
             rate = point["error_rate"]
             axes.errorbar(
                 [point[column] * scale],
                 [rate],
                 yerr=[[rate - point["low"]], [point["high"] - rate]],
                 fmt="s",
-                color=colour,
+                color=colours[point["run"]],
                 capsize=3,
                 label=point["run"],
             )
-        depth = "mean_exit_layer"
-        over = "mean_layers_run" if column == depth else column
-        for colour, (name, curve) in zip(
-            _cycle(start=len(curves) + len(points)), gates.items()
-        ):
-            axes.plot(
-                curve[over] * scale,
-                curve["error_rate"],
-                color=colour,
-                linestyle="--",
-                marker="o",
-                label=name,
-            )
+        for name, own in gates.items():
+            for marker, (gate, curve) in zip(cycle(_MARKERS), own.items()):
+                axes.plot(
+                    curve[column] * scale,
+                    curve["error_rate"],
+                    color=colours[name],
+                    linestyle="--",
+                    marker=marker,
+                    label=f"{name}: {gate}",
+                )
         _finish(axes, column, rates, "")
     for axes in panels[1:]:
         axes.set_ylabel("")
@@ -288,7 +290,7 @@ def draw_rules(
     ['Conformer-CTC']
     """
     models = list(dict.fromkeys(curves["model"]))
-    scores = dict(zip(dict.fromkeys(curves["score"]), _cycle()))
+    scores = dict(zip(dict.fromkeys(curves["score"]), cycle(COLOURS)))
     figure = Figure(
         figsize=(max(7, 4.6 * len(models)), 5), layout="constrained"
     )
@@ -394,7 +396,7 @@ def draw_exits(
     axes = figure.add_subplot()
     width = 0.8 / max(len(shares), 1)
     for row, (colour, (name, share)) in enumerate(
-        zip(_cycle(), shares.items())
+        zip(cycle(COLOURS), shares.items())
     ):
         places = np.arange(len(exit_layers)) + (row + 0.5) * width - 0.4
         heights = 100 * np.asarray(share)
@@ -480,7 +482,7 @@ def draw_entropy_by_layer(
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (name, table) in zip(_cycle(), tables.items()):
+    for colour, (name, table) in zip(cycle(COLOURS), tables.items()):
         slope, intercept, r2 = lines[name]
         layers = table["layer"]
         axes.errorbar(
@@ -561,7 +563,7 @@ def draw_noise(table: pd.DataFrame, title: str = "") -> Figure:
                 va="center",
             )
         for colour, (name, part) in zip(
-            _cycle(), rules.groupby("rule", sort=False)
+            cycle(COLOURS), rules.groupby("rule", sort=False)
         ):
             places = [conditions.index(x) for x in part["condition"]]
             ends = [
@@ -642,7 +644,7 @@ def draw_kept(
 
 def _draw_scores(axes: Axes, curve: pd.DataFrame) -> None:
     names = [s for s in curve["selector"].unique() if s not in _CONTROLS]
-    for colour, name in zip(_cycle(), names):
+    for colour, name in zip(cycle(COLOURS), names):
         part = curve[curve["selector"] == name]
         axes.plot(
             part["mean_exit_layer"],
@@ -672,10 +674,3 @@ def _finish(axes: Axes, column: str, rates: pd.Series, title: str) -> None:
     axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _cycle(start: int = 0):
-    """The colours over and over, so that no curve is left out."""
-    while True:
-        yield COLOURS[start % len(COLOURS)]
-        start += 1
