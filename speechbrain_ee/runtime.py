@@ -217,6 +217,7 @@ class EarlyExitLoop:
         rows = torch.arange(batch)  # which utterances are still running
         kept = None if on_leave is None else _History(state.hidden, rows)
         previous = None
+        clock.lap()  # keeping accounts is no part of the work
         for exit_layer in self.exit_layers:
             while state.layer < exit_layer:
                 state = self.encoder.step(state)
@@ -224,8 +225,8 @@ class EarlyExitLoop:
                     kept.add(state.hidden, rows)
             output = self._read(state, rows, ids, previous)
             leave = self._decide(output)
-            share = state.frames / state.frames.sum()
-            account.seconds[rows] += clock.lap() * share
+            seconds = clock.lap()
+            account.seconds[rows] += seconds * _shares(state.frames)
             account.exit_layer[rows] = exit_layer
             account.layers_run[rows] = state.ran.sum(dim=1)
             account.macs[rows] = self.costs(exit_layer, state.frames, state.ran)
@@ -233,7 +234,7 @@ class EarlyExitLoop:
                 account.ran[rows, :exit_layer] = state.ran
             if on_exit is not None:
                 on_exit(output, account.of(rows))
-            clock.lap()  # keeping accounts is no part of the work
+            clock.lap()
 
             gone = leave.nonzero().flatten()
             if len(gone) > 0:
@@ -243,8 +244,8 @@ class EarlyExitLoop:
                     left = output.keep(gone, self.history if kept else 0)
                 for i, found in zip(rows[gone].tolist(), left.hypotheses):
                     account.hypotheses[i] = found
-                share = left.frames / left.frames.sum()
-                account.seconds[rows[gone]] += clock.lap() * share
+                seconds = clock.lap()
+                account.seconds[rows[gone]] += seconds * _shares(left.frames)
                 if kept is not None:
                     states = kept.of(rows[gone], left.frames)
                     on_leave(left, rows[gone], states)
@@ -273,6 +274,11 @@ class EarlyExitLoop:
         if output.exit_layer == self.exit_layers[-1]:
             return torch.ones(len(output), dtype=torch.bool)
         return self.selector(output).cpu()
+
+
+def _shares(frames: torch.Tensor) -> torch.Tensor:
+    """What part of a batch's frames each utterance has."""
+    return frames / frames.sum()
 
 
 class _History:

@@ -310,10 +310,11 @@ class LayerwiseEncoder(torch.nn.Module, ABC):
 
     def _run_for(self, state, kept) -> torch.Tensor:
         """Run the next layer for some utterances."""
-        if kept.all():
+        count = int(kept.sum())
+        if count == len(kept):
             return self.run_layer(state)
         hidden = self._skip(state)
-        if kept.any():
+        if count:
             rows = kept.nonzero().flatten()
             new = self.run_layer(self.keep(state, rows))
             hidden = hidden.clone()  # others still hold it
