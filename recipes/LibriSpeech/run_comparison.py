@@ -146,16 +146,23 @@ RUNS = {
             *("input_conditioned_layerwise", "input_conditioned_dependent"),
         )
     },
-    # The selector alone, in front of what random dropping has trained.
+    # The selector alone, in front of what random dropping has trained, or
+    # another selector.
     **{
-        f"gate_selector_only_seed{seed}": (
+        f"gate_{name}_seed{seed}": (
             CTC,
             gated(
                 *("input_conditioned", seed, "--gate_only=True"),
-                f"--init_from=results/comparison/gate_random_0.5_seed{seed}",
+                f"--objective={objective}",
+                f"--init_from=results/comparison/gate_{before}_seed{seed}",
             ),
         )
         for seed in SEEDS
+        for name, objective, before in (
+            ("selector_only", "last_exit", "random_0.5"),
+            ("selector_only_all_exits", "uniform", "random_0.5"),
+            ("selector_again", "last_exit", "input_conditioned"),
+        )
     },
     "hubert_early_exit_seed1234": (HUBERT, [*FINE_TUNING, "--seed=1234"]),
     **{

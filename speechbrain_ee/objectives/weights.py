@@ -80,3 +80,28 @@ def falling(exit_layers: Sequence[int], power: float = 1.0) -> torch.Tensor:
     tensor([1.3333, 0.6667])
     """
     return rising(exit_layers, -power)
+
+
+def last(exit_layers: Sequence[int]) -> torch.Tensor:
+    """Nothing but the last exit, for a selector of layers that learns alone.
+
+    The losses of inner exits would have it keep the layers below them.
+
+    Arguments
+    ---------
+    exit_layers : sequence of int
+        The layers read out, rising.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (exits,).
+
+    Example
+    -------
+    >>> last([2, 4, 6])
+    tensor([0., 0., 3.])
+    """
+    weights = torch.zeros(len(exit_layers))
+    weights[-1] = len(exit_layers)
+    return weights

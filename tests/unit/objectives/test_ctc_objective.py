@@ -10,7 +10,7 @@ from speechbrain_ee.objectives import (
     ctc_exit_losses,
     frames_needed,
 )
-from speechbrain_ee.objectives.weights import falling, rising, uniform
+from speechbrain_ee.objectives.weights import falling, last, rising, uniform
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_target_longer_than_its_frames_has_no_loss_and_no_gradient():
     assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("weights", [uniform, rising, falling])
+@pytest.mark.parametrize("weights", [uniform, rising, falling, last])
 def test_weights_sum_to_the_number_of_exits(weights):
     assert torch.isclose(weights([2, 4, 6, 8]).sum(), torch.tensor(4.0))
 
