@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Layer dropping behind a HuBERT that is fine-tuned, on sounds and speakers:
-train all of the section "Layer dropping behind a HuBERT" of docs/results.md.
+train what docs/results.md tells of it.
 
 Wants a HuBERT as pretrain_hubert.py writes it, speech as real_speech.py takes
 it, and the clips of ESC-10. A model whose layers are dropped in training, or
