@@ -17,6 +17,7 @@ Authors
 
 import sys
 from functools import partial
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -32,6 +33,7 @@ from real_speech import (
 from run_recipe import run_recipe
 
 from speechbrain_ee.analysis.gates import read_gates
+from speechbrain_ee.analysis.plots import COLOURS
 from speechbrain_ee.analysis.statistics import Bootstrap
 
 RESULTS = HERE / "results" / "gates"
@@ -188,33 +190,40 @@ def draw(summary):
     matplotlib.figure.Figure
     """
     tasks = summary["task"].unique()
+    dropping = summary[summary["gate"] != "fixed_exit"]
+    colours = dict(zip(dropping["model"].unique(), cycle(COLOURS)))
+    markers = dict(zip(dropping["gate"].unique(), cycle("ovDP^X")))
     figure, axes = plt.subplots(
         *(1, len(tasks)),
-        figsize=(7 * len(tasks), 5),
+        figsize=(5 * len(tasks) + 4, 5),
         squeeze=False,
         layout="constrained",
     )
     for axis, task in zip(axes[0], tasks, strict=True):
-        own = summary[summary["task"] == task].assign(
-            label=lambda rows: rows["model"].where(
-                rows["gate"] != "fixed_exit", "fixed exit"
-            )
-            + rows["gate"].map(lambda x: "" if x == "fixed_exit" else f": {x}")
-        )
-        for label, part in own.groupby("label", sort=False):
-            part = part.sort_values("mean_layers_run")
-            style = {"color": "0.4", "linewidth": 3} if ":" not in label else {}
+        own = dropping[dropping["task"] == task]
+        exits = summary[summary["task"] == task].drop(own.index)
+        for (model, gate), part in own.groupby(["model", "gate"], sort=False):
             axis.plot(
-                part["mean_layers_run"],
-                part["error_rate"],
-                "o-",
-                label=label,
-                **style,
+                *(part["mean_layers_run"], part["error_rate"]),
+                color=colours[model],
+                marker=markers[gate],
+                label=model if model == gate else f"{model}: {gate}",
             )
+        axis.plot(
+            *(exits["mean_layers_run"], exits["error_rate"], "o-"),
+            color="black",
+            linewidth=3,
+            label="fixed exit",
+        )
         axis.set_title(task)
         axis.set_xlabel("layers that ran")
         axis.set_ylabel("error rate (%)")
-    axes[0, -1].legend(fontsize="small")
+    figure.legend(
+        *axes[0, -1].get_legend_handles_labels(),
+        loc="outside right center",
+        fontsize="small",
+        frameon=False,
+    )
     return figure
 
 
