@@ -5,7 +5,8 @@
 > python benchmarks/layer_drop.py small --part batch --repeats 20
 
 Timed are encoder layers, the head of the last layer and the selector; the front
-end is apart. Full depth is the same encoder without a gate. Weights are random,
+end is apart, and so are transcripts, which at random weights have a label for
+each frame. Full depth is the same encoder without a gate. Weights are random,
 so that a selector would choose the same layers for all: its network runs, and
 its choice is replaced by one drawn for each utterance, n of 12. Limits: time
 at n layers is at most 1.05 (batches of one) and 1.15 (16 utterances of 2 to 20
@@ -36,6 +37,7 @@ from speechbrain_ee.exits import NeverLeave
 from speechbrain_ee.gates import InputConditionedGate
 from speechbrain_ee.gates.base import keep_top
 from speechbrain_ee.heads import CTCHeads
+from speechbrain_ee.heads.output import SilentOutput
 from speechbrain_ee.runtime import EarlyExitLoop
 
 TARGETS = (4, 6, 8, 10)
@@ -73,6 +75,21 @@ def small() -> Model:
     return Model(encoder, CTCHeads([LAST], 96, 30), 14.0)
 
 
+class MuteHeads(torch.nn.Module):
+    """Heads whose labels nobody writes down."""
+
+    def __init__(self, heads: CTCHeads):
+        super().__init__()
+        self.heads = heads
+        self.exit_layers = heads.exit_layers
+        self.normed_layers = heads.normed_layers
+
+    def read(self, hidden, frames, exit_layer):
+        """See ``CTCHeads.read``."""
+        output = self.heads.read(hidden, frames, exit_layer)
+        return SilentOutput(output.log_probs, frames, exit_layer)
+
+
 class DrawnSelector(InputConditionedGate):
     """A selector that works, and whose choice is then drawn."""
 
@@ -94,7 +111,11 @@ class DrawnSelector(InputConditionedGate):
 def measure(model: Model, wavs, wav_lens, targets, repeats) -> dict:
     """Seconds without a gate (None) and at each target, interleaved."""
     loop = EarlyExitLoop(
-        model.encoder, model.heads, NeverLeave(), exit_layers=[LAST]
+        model.encoder,
+        MuteHeads(model.heads).eval(),
+        NeverLeave(),
+        ExitCosts(model.encoder, model.heads, [LAST]),
+        exit_layers=[LAST],
     )
     gate = DrawnSelector(summary=model.summary).eval()
     seconds = {target: [] for target in (None, *targets)}
