@@ -50,7 +50,7 @@ def test_gates_stand_beside_exits_of_the_same_depth(errors):
 def test_every_gate_is_drawn(errors):
     (axis,) = SCRIPT["draw"](SCRIPT["summarise"](errors)).axes
     labels = [line.get_label() for line in axis.lines]
-    assert labels == ["fixed exit", "random_0.5: random_n"]
+    assert labels == ["random_0.5: random_n", "fixed exit"]
 
 
 def test_what_is_kept_is_not_trained_again(errors, tmp_path, monkeypatch):
